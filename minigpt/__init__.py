@@ -1,0 +1,75 @@
+"""MiniGPT: the smallest GPT that is a complete Hugging Face citizen."""
+
+import sys
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+__version__ = version("minigpt-hf")
+
+_PUBLIC = {
+    "BigramConfig": "modeling_minigpt.configuration_bigram",
+    "BigramForCausalLM": "modeling_minigpt.modeling_bigram",
+    "MiniGPTConfig": "modeling_minigpt.configuration_minigpt",
+    "MiniGPTForCausalLM": "modeling_minigpt.modeling_minigpt",
+    "MiniGPTForSequenceClassification": "modeling_minigpt.modeling_minigpt",
+    "MiniGPTForTokenClassification": "modeling_minigpt.modeling_minigpt",
+    "MiniGPTModel": "modeling_minigpt.modeling_minigpt",
+    "MiniGPTTokenizer": "tokenization.tokenization_minigpt",
+    "MiniGPTTrainer": "training.trainer",
+    "MiniGPTTrainingArguments": "training.arguments",
+    "TextbookGPT": "modeling_minigpt.textbook",
+    "get_batch": "training.batches",
+    "load_text": "training.corpus",
+    "tokenize_corpus": "training.tokens",
+}
+__all__ = [*_PUBLIC, "__version__", "register"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'minigpt' has no attribute {name!r}")
+    return getattr(import_module(f"minigpt.{_PUBLIC[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+def register() -> None:
+    """Makes the Auto classes of transformers know ours, so that saved folders load without remote code.
+
+    `import minigpt` calls it; calling it again changes nothing.
+    """
+    from transformers import (
+        AutoConfig,
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+        AutoModelForTokenClassification,
+        AutoTokenizer,
+    )
+
+    from minigpt.modeling_minigpt import configuration_bigram, modeling_bigram, modeling_minigpt
+    from minigpt.modeling_minigpt.configuration_minigpt import MiniGPTConfig
+    from minigpt.tokenization.tokenization_minigpt import MiniGPTTokenizer
+
+    AutoConfig.register(MiniGPTConfig.model_type, MiniGPTConfig, exist_ok=True)
+    for auto_class, model_class in (
+        (AutoModel, modeling_minigpt.MiniGPTModel),
+        (AutoModelForCausalLM, modeling_minigpt.MiniGPTForCausalLM),
+        (AutoModelForSequenceClassification, modeling_minigpt.MiniGPTForSequenceClassification),
+        (AutoModelForTokenClassification, modeling_minigpt.MiniGPTForTokenClassification),
+    ):
+        auto_class.register(MiniGPTConfig, model_class, exist_ok=True)
+    bigram_config = configuration_bigram.BigramConfig
+    AutoConfig.register(bigram_config.model_type, bigram_config, exist_ok=True)
+    AutoModelForCausalLM.register(bigram_config, modeling_bigram.BigramForCausalLM, exist_ok=True)
+    for config_class in (MiniGPTConfig, bigram_config):
+        AutoTokenizer.register(config_class, fast_tokenizer_class=MiniGPTTokenizer, exist_ok=True)
+
+
+# Importing torch takes seconds. The command line registers when a command needs models, so that its help is instant.
+if Path(sys.argv[0]).stem not in ("minigpt", "-m"):
+    register()

@@ -1,0 +1,256 @@
+"""Everything at the block's edge: cropping, refusals, defaults, and the fast loop."""
+
+from collections.abc import Sequence
+from itertools import count
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin
+from transformers.generation.stopping_criteria import MaxLengthCriteria, StoppingCriteriaList
+
+
+def lecture_generation_config(untrained_token_ids: Sequence[int], **kwargs: Any) -> GenerationConfig:
+    """Sampling as the lecture does it: from the whole distribution, 500 tokens.
+
+    Args:
+        untrained_token_ids: Tokens that the model has never been trained on and that must not appear.
+        **kwargs: More fields of `GenerationConfig`, such as `eos_token_id` and `pad_token_id`.
+    """
+    suppress_tokens = list(untrained_token_ids) or None
+    return GenerationConfig(do_sample=True, top_k=0, max_new_tokens=500, suppress_tokens=suppress_tokens, **kwargs)
+
+
+class BlockCache(Cache):
+    """Keys and values of one block, written in place: nothing grows and nothing is copied."""
+
+    def __init__(self, block_size: int) -> None:
+        super().__init__(layers=[])
+        self.block_size = block_size
+        self.start = 0
+        self.states: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Writes (batch, kv heads, seq, head_dim) from `start` on; returns everything up to there."""
+        if layer_idx == len(self.states):
+            shape = (*key_states.shape[:2], self.block_size, key_states.shape[-1])  # (batch, kv heads, block, head_dim)
+            self.states.append((key_states.new_empty(shape), value_states.new_empty(shape)))
+        keys, values = self.states[layer_idx]
+        end = self.start + key_states.shape[2]
+        keys[:, :, self.start : end] = key_states
+        values[:, :, self.start : end] = value_states
+        return keys[:, :, :end], values[:, :, :end]  # (batch, kv heads, total, head_dim)
+
+
+class UnboundedGenerationMixin(GenerationMixin):
+    """`generate()` of a length that `max_position_embeddings` does not bound."""
+
+    def _prepare_generation_config(
+        self, generation_config: GenerationConfig | None, **kwargs: Any
+    ) -> tuple[GenerationConfig, dict[str, Any]]:
+        prepared, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
+        asked = {**(generation_config.to_dict() if generation_config is not None else {}), **kwargs}
+        if asked.get("max_length") is not None and asked.get("max_new_tokens") is None:
+            # A caller's `max_length` would lose against the number of new tokens that a saved model brings along.
+            prepared.max_new_tokens = None
+        return prepared, model_kwargs
+
+    def _prepare_generated_length(
+        self, generation_config: GenerationConfig, has_default_max_length: bool, **kwargs: Any
+    ) -> GenerationConfig:
+        if has_default_max_length and generation_config.max_new_tokens is None:
+            # transformers would cut its default at the block, and refuse a prompt longer than that.
+            generation_config.max_new_tokens = generation_config.max_length
+        return super()._prepare_generated_length(
+            generation_config=generation_config, has_default_max_length=has_default_max_length, **kwargs
+        )
+
+    def _get_stopping_criteria(self, *args: Any, **kwargs: Any) -> StoppingCriteriaList:
+        criteria = super()._get_stopping_criteria(*args, **kwargs)
+        for criterion in criteria:
+            if isinstance(criterion, MaxLengthCriteria):
+                # Silences "exceeded the model's predefined maximum length": going past the block is what we do.
+                criterion.max_position_embeddings = None
+        return criteria
+
+
+class BlockGenerationMixin(UnboundedGenerationMixin):
+    """`generate()` for a model that sees one block.
+
+    Past the block the context is its last `max_position_embeddings` tokens, computed anew for each token as the lecture
+    does: every position shifts by one, so no key or value can be kept. Rotary models whose layers all look through a
+    window need none of it: their cache rolls.
+    """
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.LongTensor,
+        next_sequence_length: int | None = None,
+        past_key_values: Cache | None = None,
+        attention_mask: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Crops the context to the last block; inside the block, and for rolling caches, as transformers does it."""
+        block_size = self.config.max_position_embeddings
+        if input_ids.shape[1] > block_size and not self.config.rolls_past_block:
+            input_ids, next_sequence_length = input_ids[:, -block_size:], None  # (batch, block)
+            position_ids = None
+            if attention_mask is not None:
+                attention_mask = attention_mask[:, -block_size:]
+                position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)  # (batch, block)
+            if past_key_values is not None:
+                past_key_values.reset()
+        return super().prepare_inputs_for_generation(
+            input_ids,
+            next_sequence_length=next_sequence_length,
+            past_key_values=past_key_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            **kwargs,
+        )
+
+    def _refuse_past_block(self, total_length: int | None, what: str) -> None:
+        block_size = self.config.max_position_embeddings
+        if not self.config.rolls_past_block and (total_length is None or total_length > block_size):
+            length = "any length" if total_length is None else f"{total_length} tokens"
+            raise ValueError(
+                f"{what} cannot crop its context, and {length} would pass the block of {block_size}; "
+                "ask for fewer new tokens or use plain generate()."
+            )
+
+    def _prefill(
+        self, input_ids: torch.LongTensor, generation_config: GenerationConfig, model_kwargs: dict[str, Any], **kwargs: Any
+    ) -> Any:
+        new_tokens = generation_config.max_length - input_ids.shape[1]
+        if model_kwargs.get("inputs_embeds") is not None:
+            prompt_length = model_kwargs["inputs_embeds"].shape[1]
+            self._refuse_past_block(prompt_length + new_tokens, "generation from inputs_embeds")
+        mask = model_kwargs.get("attention_mask")
+        seen = mask.shape[1] if mask is not None else getattr(generation_config, "_mask_length", 0)
+        if model_kwargs.get("past_key_values") is not None and seen > input_ids.shape[1]:
+            self._refuse_past_block(seen + new_tokens, "continuing a cache from the new tokens alone")
+        if generation_config.guidance_scale not in (None, 1):
+            self._refuse_past_block(generation_config.max_length, "guided generation")
+        if input_ids.shape[1] > self.config.max_position_embeddings and not self.config.rolls_past_block:
+            generation_config.prefill_chunk_size = None  # the crop is one block: there is nothing to cut in chunks
+        return super()._prefill(input_ids, generation_config, model_kwargs, **kwargs)
+
+    def _assisted_decoding(self, input_ids: torch.LongTensor, *args: Any, **kwargs: Any) -> Any:
+        generation_config = kwargs["generation_config"]
+        self._refuse_past_block(generation_config.max_length, "assisted and prompt-lookup decoding")
+        return super()._assisted_decoding(input_ids, *args, **kwargs)
+
+    def generate_batch(
+        self, inputs: list[list[int]], generation_config: GenerationConfig | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Continuous batching, as in transformers, for requests that stay inside the block.
+
+        Raises:
+            ValueError: If a request may pass the block: its pages cannot be cropped.
+        """
+        max_new_tokens = kwargs.get("max_new_tokens") or (generation_config or self.generation_config).max_new_tokens
+        longest = max((len(ids) for ids in inputs), default=0)
+        self._refuse_past_block(None if max_new_tokens is None else longest + max_new_tokens, "continuous batching")
+        return super().generate_batch(inputs, generation_config=generation_config, **kwargs)
+
+    def _sample(
+        self,
+        input_ids: torch.LongTensor,
+        logits_processor: Any,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        synced_gpus: bool = False,
+        streamer: Any = None,
+        **model_kwargs: Any,
+    ) -> Any:
+        if synced_gpus or not self._can_use_fast_loop(input_ids, generation_config, model_kwargs):
+            return super()._sample(
+                input_ids,
+                logits_processor=logits_processor,
+                stopping_criteria=stopping_criteria,
+                generation_config=generation_config,
+                synced_gpus=synced_gpus,
+                streamer=streamer,
+                **model_kwargs,
+            )
+        return self._sample_fast(input_ids, logits_processor, stopping_criteria, generation_config, streamer)
+
+    def _can_use_fast_loop(
+        self, input_ids: torch.LongTensor, generation_config: GenerationConfig, model_kwargs: dict[str, Any]
+    ) -> bool:
+        """Whether nothing was asked for that only the stock loop gives: it must not be noticed but for the time."""
+        kwargs = dict(model_kwargs)
+        cache = kwargs.pop("past_key_values", None)
+        position_ids = kwargs.pop("position_ids", None)
+        for name in ("use_cache", "logits_to_keep"):
+            kwargs.pop(name, None)
+        modules = (self, self.model, *self.model.layers)
+        return (
+            type(cache) is DynamicCache
+            and not cache.offloading
+            and not getattr(cache, "_is_user_defined", False)
+            and all(value is None for value in kwargs.values())
+            and (position_ids is None or bool((position_ids == torch.arange(input_ids.shape[1]).to(position_ids)).all()))
+            and input_ids.shape[1] > 0
+            and not (generation_config.return_dict_in_generate or generation_config.is_assistant)
+            and generation_config.prefill_chunk_size is None
+            and generation_config.guidance_scale in (None, 1)
+            and self.config._attn_implementation == "sdpa"
+            and set(self.config.layer_types) == {"full_attention"}
+            and not self.training
+            and input_ids.device == self.device
+            and not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+            and not any("forward" in vars(module) for module in modules)
+        )
+
+    def _sample_fast(
+        self,
+        input_ids: torch.LongTensor,
+        logits_processor: Any,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        streamer: Any,
+    ) -> torch.LongTensor:
+        """The stock loop without what one model in one block does not need; the same tokens from the same generator."""
+        block_size = self.config.max_position_embeddings
+        positions = torch.arange(block_size, device=input_ids.device).unsqueeze(0)  # (1, block)
+        masks = dict.fromkeys(self.config.layer_types)  # sdpa is causal by itself when there is no mask
+        cache = BlockCache(block_size)
+        batch_size = input_ids.shape[0]
+        unfinished = torch.ones(batch_size, dtype=torch.long, device=input_ids.device)
+        has_eos = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
+        only_length = all(type(criterion) is MaxLengthCriteria for criterion in stopping_criteria)
+
+        for length in count(input_ids.shape[1]):
+            context, past_key_values = input_ids[:, cache.start :], cache
+            if length > block_size:
+                context, past_key_values = input_ids[:, -block_size:], None  # (batch, block)
+            start = cache.start if past_key_values is not None else 0
+            hidden_states = self.model.run_blocks(
+                self.model.embed_tokens(context), positions[:, start : start + context.shape[1]], masks, past_key_values
+            )
+            cache.start = min(length, block_size)
+            logits = self.softcap(self.lm_head(hidden_states[:, -1:]))[:, -1]  # (batch, vocab)
+            scores = logits_processor(input_ids, logits.to(torch.float32, copy=True))
+            if generation_config.do_sample:
+                next_tokens = torch.multinomial(nn.functional.softmax(scores, dim=-1), num_samples=1).squeeze(1)
+            else:
+                next_tokens = torch.argmax(scores, dim=-1)
+            if has_eos:
+                next_tokens = next_tokens * unfinished + generation_config._pad_token_tensor * (1 - unfinished)
+            input_ids = torch.cat([input_ids, next_tokens[:, None]], dim=-1)  # (batch, length + 1)
+            if streamer is not None:
+                streamer.put(next_tokens.cpu())
+            if only_length:
+                if length + 1 >= generation_config.max_length:
+                    break
+            else:
+                unfinished = unfinished & ~stopping_criteria(input_ids, None)
+                if not unfinished.any():
+                    break
+        if streamer is not None:
+            streamer.end()
+        return input_ids
