@@ -1,0 +1,62 @@
+"""The description of a bigram: how many characters there are, and little else."""
+
+from dataclasses import fields
+from difflib import get_close_matches
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+from .configuration_minigpt import MiniGPTConfig
+
+
+@strict
+class BigramConfig(PreTrainedConfig):
+    """Configuration of a bigram, the baseline that every GPT must beat.
+
+    Args:
+        vocab_size: Number of tokens, special tokens included; the model is one table of vocab_size x vocab_size.
+        max_position_embeddings: Length in tokens of the pieces it is trained and evaluated on (`block_size`). The model
+            itself looks one token back and has no limit.
+        initializer_range: Standard deviation of the initial table.
+        use_cache: Accepted as every causal model's is; a bigram has nothing to keep.
+        bos_token_id: Beginning-of-text id, if any.
+        eos_token_id: End-of-text id, if any.
+        pad_token_id: Padding id, if any.
+        tie_word_embeddings: Without effect: the one table is input and output at once.
+
+    Raises:
+        StrictDataclassError: If a value has the wrong type or is impossible.
+        TypeError: If an argument's name belongs to a GPT's config, or is a near-miss of a field.
+    """
+
+    model_type = "minigpt_bigram"
+    keys_to_ignore_at_inference = ["past_key_values"]
+    attribute_map = {"block_size": "max_position_embeddings"}
+
+    vocab_size: int = 65
+    max_position_embeddings: int = 32
+    initializer_range: float | int = 0.02
+    use_cache: bool = True
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        gpt_names = {*(field.name for field in fields(MiniGPTConfig)), *MiniGPTConfig.attribute_map}
+        own_names = ["vocab_size", "initializer_range", "max_position_embeddings", *self.attribute_map]
+        for key in kwargs.keys() - self.attribute_map.keys():
+            if key in gpt_names:
+                raise TypeError(f"BigramConfig has no field {key!r}: a bigram is one table of vocab_size x vocab_size.")
+            for meant in get_close_matches(key, own_names, n=1, cutoff=0.8):
+                raise TypeError(f"BigramConfig has no field {key!r}; did you mean {meant}?")
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self) -> None:
+        """Refuses sizes that no table can have."""
+        for name in ("vocab_size", "max_position_embeddings"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.initializer_range < 0:
+            raise ValueError(f"initializer_range must be at least 0, got {self.initializer_range}.")

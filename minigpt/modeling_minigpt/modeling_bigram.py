@@ -1,0 +1,107 @@
+"""The bigram: one table, and the next token's scores are a row of it."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import GenerationMixin, PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_bigram import BigramConfig
+from .generation_minigpt import UnboundedGenerationMixin
+
+
+class BigramForCausalLM(PreTrainedModel, UnboundedGenerationMixin, GenerationMixin):
+    """Predicts the next token from the last one alone, behind the same interface as the GPT.
+
+    Row i of `token_embedding_table.weight` (vocab_size, vocab_size) holds the logits of whatever follows token i. Its
+    best possible loss on a text is that of counting its pairs: a GPT that does no better has learned nothing more.
+    """
+
+    config: BigramConfig
+    config_class = BigramConfig
+    supports_gradient_checkpointing = True
+    _input_embed_layer = "token_embedding_table"
+    _can_compile_fullgraph = True
+    # There is no attention, so whichever implementation is asked for will do.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    # There is no cache to roll back either: assisted decoding, which needs one, is refused.
+    _is_stateful = True
+
+    def __init__(self, config: BigramConfig) -> None:
+        super().__init__(config)
+        self.token_embedding_table = nn.Embedding(config.vocab_size, config.vocab_size)
+        # The switch must exist for a Trainer to turn it; there is nothing to recompute.
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Looks each token's row up.
+
+        Args:
+            input_ids: Tokens, int64 (batch, seq).
+            attention_mask: Accepted and without effect, as no token sees another.
+            position_ids: Accepted and without effect.
+            past_key_values: Handed back untouched; nothing is stored in it.
+            inputs_embeds: Rows looked up already, (batch, seq, vocab_size), in place of `input_ids`: the logits.
+            labels: Targets, int64 (batch, seq), shifted inside unless `shift_labels` is given too; -100 is left out.
+            use_cache: Accepted and without effect.
+            logits_to_keep: The last so many positions (0 for all), or a tensor of positions.
+            **kwargs: For the loss: `shift_labels`, `num_items_in_batch`.
+
+        Returns:
+            The loss if there were labels, and the logits (batch, kept, vocab_size).
+
+        Raises:
+            ValueError: If not exactly one of `input_ids` and `inputs_embeds` is given.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds.")
+        if inputs_embeds is None:
+            inputs_embeds = self.token_embedding_table(input_ids)  # (batch, seq, vocab)
+        logits = slice_logits_to_keep(inputs_embeds, logits_to_keep)  # (batch, kept, vocab)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        # Without a cache, generate() still feeds the last token alone, which is all that a bigram needs.
+        return False
+
+    def _resize_token_embeddings(
+        self, new_num_tokens: int | None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        table = super()._resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        # The stock method changes the rows, what follows a token; the columns, what a token follows, have to match.
+        rows, columns = table.weight.shape
+        weight = table.weight.detach()[:, :rows]  # (rows, at most rows)
+        if rows > columns:
+            new_columns = weight.new_empty(rows, rows - columns)
+            if mean_resizing:
+                # As likely as the average token, as a language-model head's new rows are.
+                new_columns[:] = weight.mean(dim=1, keepdim=True)
+            else:
+                new_columns.normal_(mean=0.0, std=self.config.initializer_range)
+            weight = torch.cat((weight, new_columns), dim=1)  # (rows, rows)
+        table.weight.data = weight.contiguous()
+        table.embedding_dim = rows
+        return table
