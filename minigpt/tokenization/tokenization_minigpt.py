@@ -1,0 +1,251 @@
+"""The character tokenizer: one character, one token, in an order that anybody can compute with `sorted(set(text))`.
+
+It has two doors. `tokenizer(text)` is the one of every tokenizer on the Hub: special tokens, offsets, padding, chat
+templates, computed in Rust and saved as a `tokenizer.json` that loads without this package. `encode_array` and
+`decode_array` are the fast one, for whole corpora: a table look-up over code points, where everything is characters.
+"""
+
+import logging
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import BPE
+from transformers import BatchEncoding, TokenizersBackend
+
+END_OF_TEXT = "<|endoftext|>"
+UNKNOWN = "<|unk|>"
+PADDING = "<|pad|>"
+
+NAMED_IN_MESSAGES = 5
+NOT_ONE_CHARACTER = 0xFFFFFFFF  # beyond every code point
+
+logger = logging.getLogger(__name__)
+
+
+class UnknownCharacterError(ValueError):
+    """Characters that the vocabulary does not have.
+
+    Args:
+        first_positions: Each unknown character and where in the text it is first seen, in characters from 0. Whoever
+            reads a text in chunks can raise again with the chunk's start added.
+    """
+
+    def __init__(self, first_positions: Mapping[str, int]) -> None:
+        super().__init__(first_positions)
+        self.first_positions = first_positions
+
+    def __str__(self) -> str:
+        named = (f"{_name(character)} first at position {at}" for character, at in self.first_positions.items())
+        return (
+            f"the vocabulary lacks {_shorten(named)}; train the tokenizer on text that has what is missing, take it"
+            f' out of the text, or pass errors="unk" to read it as {UNKNOWN}'
+        )
+
+
+class MiniGPTTokenizer(TokenizersBackend):
+    """One character, one token.
+
+    Characters have the ids 0, 1, 2, … in the order of their code points, as `sorted(set(text))` lists them. Three
+    special tokens follow, each with its own id: `<|endoftext|>` (`eos_token`), `<|unk|>` (`unk_token`) and `<|pad|>`
+    (`pad_token`). There is no beginning-of-text token, and nothing is added, stripped or cleaned up on the way.
+
+    Build one with `from_text` or `from_iterator`, load one with `from_pretrained`.
+    """
+
+    _has_warned = False
+
+    @classmethod
+    def from_text(cls, text: str, **kwargs: Any) -> "MiniGPTTokenizer":
+        """Makes a tokenizer whose vocabulary is the characters of `text`, in any order and any number of times.
+
+        Args:
+            text: At least one character.
+            **kwargs: Settings that every tokenizer has, such as `model_max_length` or `chat_template`; they are saved.
+
+        Raises:
+            ValueError: `text` is empty or has half a surrogate pair.
+        """
+        return cls.from_iterator([text], **kwargs)
+
+    @classmethod
+    def from_iterator(cls, chunks: Iterable[str], **kwargs: Any) -> "MiniGPTTokenizer":
+        """Like `from_text`, for a text that comes in pieces and need not fit in memory."""
+        characters: set[str] = set()
+        for chunk in chunks:
+            if not isinstance(chunk, str):
+                raise TypeError(f"a vocabulary is made from str, not {type(chunk).__name__}; decode the text first")
+            characters.update(chunk)
+        if not characters:
+            raise ValueError("a vocabulary needs at least one character and the text is empty; give it some text")
+        _refuse_surrogates(characters)
+
+        vocabulary = [*sorted(characters), END_OF_TEXT, UNKNOWN, PADDING]
+        # Byte pair encoding that merges no pair leaves single characters, and is the quickest of the Rust models.
+        backend = Tokenizer(BPE({token: i for i, token in enumerate(vocabulary)}, merges=[], unk_token=UNKNOWN))
+        backend.decoder = decoders.Fuse()  # the default decoder puts spaces between tokens
+        return cls(
+            tokenizer_object=backend,
+            eos_token=END_OF_TEXT,
+            unk_token=UNKNOWN,
+            pad_token=PADDING,
+            # A decoder continues from the last column, so that is where a prompt has to end. Given here rather than
+            # as a class attribute, it is saved and holds for those who load without this class.
+            **({"padding_side": "left"} | kwargs),
+        )
+
+    @cached_property
+    def stoi(self) -> dict[str, int]:
+        """Every character and its id, in the order of the ids; special tokens are not among them."""
+        whole = set(self.added_tokens_encoder)
+        pieces = [token for token in self.backend_tokenizer.get_vocab(False) if len(token) > 1 and token not in whole]
+        if pieces:
+            raise ValueError(
+                f"{min(pieces)!r} is one token of this vocabulary and {type(self).__name__} knows only single"
+                " characters; load it with AutoTokenizer or TokenizersBackend"
+            )
+        return {token: i for token, i in sorted(self.get_vocab().items(), key=lambda item: item[1]) if len(token) == 1}
+
+    @cached_property
+    def itos(self) -> dict[int, str]:
+        """Every id of a character and the character: `stoi` the other way round."""
+        return {index: character for character, index in self.stoi.items()}
+
+    def encode_array(self, text: str, errors: Literal["strict", "unk"] = "strict") -> NDArray[np.unsignedinteger]:
+        """Encodes a text of any length, fast, reading everything in it as characters: `<|endoftext|>` is thirteen.
+
+        Args:
+            text: The text.
+            errors: What to do about a character outside the vocabulary: `"strict"` raises, `"unk"` gives the unknown
+                token's id.
+
+        Returns:
+            One id per character, shape `(len(text),)`, `uint16` if every id of the vocabulary fits, else `uint32`.
+
+        Raises:
+            UnknownCharacterError: A character is outside the vocabulary and `errors` is `"strict"`.
+        """
+        if errors not in ("strict", "unk"):
+            raise ValueError(f'errors is {errors!r} and can only be "strict" or "unk"')
+        codes = _code_points(text)
+        ids = self._id_of_code.take(codes, mode="clip")
+        if errors == "strict":
+            unknown = np.flatnonzero(ids == self.unk_token_id)
+            if unknown.size:
+                first = np.sort(unknown[np.unique(codes[unknown], return_index=True)[1]])
+                raise UnknownCharacterError({text[at]: at for at in first.tolist()})
+        return ids
+
+    def decode_array(self, ids: ArrayLike) -> str:
+        """Turns ids back into text, fast. Special and added tokens give their own text.
+
+        Args:
+            ids: Integers in a row, shape `(length,)`.
+
+        Raises:
+            ValueError: `ids` has another shape or type, or an id that the vocabulary does not have.
+        """
+        ids = np.asarray(ids)
+        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+            raise ValueError(f"ids are integers in one row, not {ids.dtype} of shape {ids.shape}; decode row by row")
+        if not ids.size:
+            return ""
+        if ids.min() < 0 or ids.max() >= len(self):
+            at = int(np.flatnonzero((ids < 0) | (ids >= len(self)))[0])
+            raise ValueError(
+                f"id {ids[at]} at position {at} is outside the vocabulary, which ends at {len(self) - 1};"
+                " decode with the tokenizer that the ids were made with"
+            )
+        codes = self._code_of_id[ids]
+        text, start = [], 0
+        for at in np.flatnonzero(codes == NOT_ONE_CHARACTER).tolist():
+            text += [_text(codes[start:at]), str(self.backend_tokenizer.id_to_token(int(ids[at])))]
+            start = at + 1
+        return "".join([*text, _text(codes[start:])])
+
+    @cached_property
+    def _id_of_code(self) -> NDArray[np.unsignedinteger]:
+        """The id of each code point up to the largest known one; the last entry stands for all beyond."""
+        codes = _code_points("".join(self.stoi))
+        table = np.full(codes.max() + 2, self.unk_token_id, np.uint16 if len(self) <= 2**16 else np.uint32)
+        table[codes] = list(self.stoi.values())
+        return table
+
+    @cached_property
+    def _code_of_id(self) -> NDArray[np.uint32]:
+        """The code point of each id, or `NOT_ONE_CHARACTER`."""
+        table = np.full(len(self), NOT_ONE_CHARACTER, "<u4")
+        table[list(self.itos)] = _code_points("".join(self.stoi))
+        return table
+
+    def _add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
+        for derived in ("stoi", "itos", "_id_of_code", "_code_of_id"):
+            self.__dict__.pop(derived, None)
+        return super()._add_tokens(new_tokens, special_tokens=special_tokens)
+
+    def _encode_plus(self, text: Any, text_pair: Any = None, *args: Any, **kwargs: Any) -> BatchEncoding:
+        # A chat with its control tokens marked comes back here piece by piece, without the marks.
+        if not kwargs.get("sanitize_control_tokens"):
+            self._notice_unknown([*_strings(text), *_strings(text_pair)], kwargs.get("split_special_tokens"))
+        return super()._encode_plus(text, text_pair, *args, **kwargs)
+
+    def _notice_unknown(self, texts: list[str], split_special_tokens: bool | None) -> None:
+        """Warns, the first time only, of characters that become the unknown token."""
+        unknown = set().union(*texts).difference(self.stoi)
+        if not unknown:
+            return
+        _refuse_surrogates(unknown)
+        if self._has_warned:
+            return
+        # `<|endoftext|>` may be made of characters that the vocabulary lacks and is known all the same.
+        split = self.split_special_tokens if split_special_tokens is None else split_special_tokens
+        whole = [token.content for token in self.added_tokens_decoder.values() if not (split and token.special)]
+        between = re.compile("|".join(map(re.escape, whole)))
+        unknown = set().union(*(between.sub("", text) for text in texts)).difference(self.stoi)
+        if unknown:
+            self._has_warned = True
+            logger.warning(
+                "the vocabulary lacks %s; each becomes %s, and this is said only once",
+                _shorten(map(_name, sorted(unknown))),
+                self.unk_token,
+            )
+
+
+def _code_points(text: str) -> NDArray[np.uint32]:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+
+
+def _text(codes: NDArray[np.uint32]) -> str:
+    return codes.tobytes().decode("utf-32-le")
+
+
+def _strings(text: Any) -> Iterator[str]:
+    """The strings in what a tokenizer accepts: one, a list of them, pairs, or lists of words."""
+    if isinstance(text, str):
+        yield text
+    elif isinstance(text, (list, tuple)):
+        for part in text:
+            yield from _strings(part)
+
+
+def _name(character: str) -> str:
+    return f"{character!r} (U+{ord(character):04X})"
+
+
+def _shorten(names: Iterable[str]) -> str:
+    names = list(names)
+    more = len(names) - NAMED_IN_MESSAGES
+    return ", ".join(names[:NAMED_IN_MESSAGES]) + (f" and {more} more" if more > 0 else "")
+
+
+def _refuse_surrogates(characters: Iterable[str]) -> None:
+    halves = sorted(character for character in characters if "\ud800" <= character <= "\udfff")
+    if halves:
+        raise ValueError(
+            f"{_name(halves[0])} is half of a surrogate pair, which no file can hold as UTF-8;"
+            ' read the text with encoding="utf-8"'
+        )
