@@ -1,0 +1,36 @@
+"""Measuring sides against each other on a machine that others use too: alternate them, take medians, quote ratios."""
+
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
+
+
+def alternate(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Runs every side once a round, so that a slow minute of the machine falls on all of them.
+
+    Args:
+        sides: What to measure, each returning its own figure (seconds, tokens a second, ...).
+        rounds: How many times each runs; one more round before them warms up and is thrown away.
+
+    Returns:
+        Each side's figures, one a round.
+    """
+    figures: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(rounds + 1):
+        for name, measure in sides.items():
+            gc.collect()
+            figure = measure()
+            if turn > 0:
+                figures[name].append(figure)
+    return figures
+
+
+def ratio(figures: Mapping[str, Sequence[float]], side: str, peer: str) -> float:
+    """The median over the rounds of one side's figure over its peer's in the same round."""
+    return median(ours / theirs for ours, theirs in zip(figures[side], figures[peer], strict=True))
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, the first column to the left and the figures to the right."""
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
