@@ -159,6 +159,7 @@ class MiniGPTModel(MiniGPTPreTrainedModel):
 
     def __init__(self, config: MiniGPTConfig) -> None:
         super().__init__(config)
+        config.validate()  # fields may have been set since it was built
         positions = POSITIONS[config.position_embedding_type]
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.embed_positions = positions.embedding(config)
@@ -201,16 +202,15 @@ class MiniGPTModel(MiniGPTPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds.")
+        if not isinstance(past_key_values, Cache | None):
+            raise TypeError(f"past_key_values must be a Cache, DynamicCache say, not a {type(past_key_values).__name__}.")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)  # (batch, seq, hidden)
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
         # Positions that we count ourselves are never packed sequences: the masks need not look for them.
         packed_position_ids = position_ids
         if position_ids is None:
             past_seen_tokens = 0 if past_key_values is None else past_key_values.get_seq_length()
-            position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + past_seen_tokens
-            position_ids = position_ids.unsqueeze(0)  # (1, seq)
+            position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)[None] + past_seen_tokens
 
         masks = attention_mask
         if not isinstance(masks, dict):
@@ -224,6 +224,9 @@ class MiniGPTModel(MiniGPTPreTrainedModel):
                 )
                 for layer_type in set(self.config.layer_types)
             }
+        # Only now: with a cache given, even an empty one, the masks do not look for packed sequences.
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
         hidden_states = self.run_blocks(inputs_embeds, position_ids, masks, past_key_values, **kwargs)
         return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
 
