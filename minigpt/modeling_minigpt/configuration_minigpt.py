@@ -22,8 +22,8 @@ _LIBRARY_KEYS = {
     "rope_theta",
     "tie_last_hidden_states",
     "torch_dtype",
-    *GenerationConfig().to_dict(),
 }
+_GENERATION_KEYS = set(GenerationConfig().to_dict())
 _ROTARY_KEYS = {"rope_theta", "rope_scaling"}
 # Names that people carry over from other code bases and that are too far from ours to be found by likeness.
 _FOREIGN_NAMES = {
@@ -92,7 +92,7 @@ class MiniGPTConfig(PreTrainedConfig):
 
     Raises:
         StrictDataclassError: If a value has the wrong type or is impossible.
-        TypeError: If an argument's name is a near-miss of a field.
+        TypeError: If an argument's name is a near-miss of a field, or belongs to `generation_config`.
     """
 
     model_type = "minigpt"
@@ -113,7 +113,7 @@ class MiniGPTConfig(PreTrainedConfig):
     head_dim: int | None = None
     max_position_embeddings: int = 32
     position_embedding_type: Literal["learned", "rope"] = "learned"
-    rope_parameters: RopeParameters | dict | None = None
+    rope_parameters: RopeParameters | dict[str, Any] | None = None
     norm_type: Literal["layernorm", "rmsnorm", "unweighted_rmsnorm"] = "layernorm"
     norm_eps: float = 1e-5
     norm_bias: bool = True
@@ -168,8 +168,13 @@ class MiniGPTConfig(PreTrainedConfig):
     def _refuse_near_misses(self, kwargs: dict[str, Any]) -> None:
         fields = [name for name in type(self).__dataclass_fields__ if not hasattr(PreTrainedConfig, name)]
         names = [*fields, *self.attribute_map]
-        for key in kwargs:
+        for key, value in kwargs.items():
             if key in _LIBRARY_KEYS or key.startswith("_") or hasattr(PreTrainedConfig, key):
+                continue
+            if key in _GENERATION_KEYS:
+                if value is not None:
+                    # PreTrainedConfig would drop it, or keep it without effect.
+                    raise TypeError(f"{type(self).__name__} has no field {key!r}; set it in generation_config.")
                 continue
             meant = _FOREIGN_NAMES.get(key) or next(iter(get_close_matches(key, names, n=1, cutoff=0.8)), None)
             if meant:
@@ -197,9 +202,10 @@ class MiniGPTConfig(PreTrainedConfig):
             "num_key_value_heads",
             "head_dim",
             "max_position_embeddings",
-            "sliding_window",
         ):
             self._validate_at_least(name, 1)
+        # A rolling cache keeps one token less than the window, and of none it would keep all.
+        self._validate_at_least("sliding_window", 2)
         self._validate_divisible("num_attention_heads", "num_key_value_heads")
         for name in ("dropout", "embedding_dropout", "classifier_dropout"):
             if not 0 <= getattr(self, name) < 1:
