@@ -156,6 +156,23 @@ class BlockGenerationMixin(UnboundedGenerationMixin):
         self._refuse_past_block(None if max_new_tokens is None else longest + max_new_tokens, "continuous batching")
         return super().generate_batch(inputs, generation_config=generation_config, **kwargs)
 
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """The manager of continuous batching, as in transformers; `generate_batch` and servers add requests to it.
+
+        Each request that may pass the block is refused by a `ValueError`.
+        """
+        manager = super().init_continuous_batching(*args, **kwargs)
+
+        def add_request(
+            input_ids: list[int], request_id: str | None = None, max_new_tokens: int | None = None, **kwargs: Any
+        ) -> str | None:
+            limit = manager.generation_config.max_new_tokens if max_new_tokens is None else max_new_tokens
+            self._refuse_past_block(None if limit is None else len(input_ids) + limit, "continuous batching")
+            return type(manager).add_request(manager, input_ids, request_id, max_new_tokens, **kwargs)
+
+        manager.add_request = add_request
+        return manager
+
     def _sample(
         self,
         input_ids: torch.LongTensor,
