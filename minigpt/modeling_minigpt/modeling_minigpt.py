@@ -203,7 +203,7 @@ class MiniGPTModel(MiniGPTPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds.")
         if not isinstance(past_key_values, Cache | None):
-            raise TypeError(f"past_key_values must be a Cache, DynamicCache say, not a {type(past_key_values).__name__}.")
+            raise TypeError(f"past_key_values must be a Cache (DynamicCache), not a {type(past_key_values).__name__}.")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)  # (batch, seq, hidden)
         # Positions that we count ourselves are never packed sequences: the masks need not look for them.
