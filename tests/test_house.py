@@ -1,0 +1,190 @@
+"""Claims about the house: which room may import which, what a file may hold, what is pinned and what is promised."""
+
+import ast
+import re
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import entry_points, version
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "minigpt"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+# A room imports itself and the rooms after it; of the face, only what is the same for all of them.
+ROOMS = ["cli", "training", "hub", "tokenization", "modeling_minigpt"]
+FACE = ["register", "__version__"]
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+# The files that are copied into a Hub repository, and run there without the package.
+COPIED = sorted(
+    path
+    for path in (*PACKAGE.glob("modeling_minigpt/*.py"), PACKAGE / "tokenization" / "tokenization_minigpt.py")
+    if path.name != "__init__.py"
+)
+BROUGHT_ALONG = {"huggingface_hub", "numpy", "tokenizers", "torch", "transformers"}
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_modules(path: Path) -> Iterator[str]:
+    """Full dotted names, of lazy imports too; `import minigpt` counts by what is used of it."""
+    package = ["minigpt", *path.relative_to(PACKAGE).parent.parts]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name != "minigpt")
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            # `from minigpt import hub` imports a room, `from minigpt.hub import trained` a file of it.
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "minigpt":
+            yield f"minigpt.{node.attr}"
+
+
+def constraints() -> dict[str, Requirement]:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    return {canonicalize_name(pin.name): pin for pin in pins}
+
+
+def pinned_version(pin: Requirement) -> Version:
+    (specifier,) = pin.specifier
+    assert specifier.operator == "==", f"{pin} is not a pin"
+    return Version(specifier.version)
+
+
+CONSTRAINTS = constraints()
+REQUIREMENTS = [
+    Requirement(requirement)
+    for requirements in (PROJECT["dependencies"], *PROJECT["optional-dependencies"].values())
+    for requirement in requirements
+]
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if room_of(path) in ROOMS], ids=name_of)
+def test_imports_go_one_way(path: Path) -> None:
+    allowed = [*ROOMS[ROOMS.index(room_of(path)) :], *FACE]
+    for module in imported_modules(path):
+        if module.split(".")[0] == "minigpt":
+            assert module.split(".")[1] in allowed, f"{name_of(path)} imports {module}"
+
+
+def test_every_file_is_in_a_room() -> None:
+    assert {room_of(path) for path in SOURCES} - {"__init__", "__main__"} == set(ROOMS)
+
+
+@pytest.mark.parametrize("path", COPIED, ids=name_of)
+def test_copied_files_need_only_flat_siblings_and_what_transformers_brings(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    siblings = {other.stem for other in path.parent.glob("*.py")}
+    relative = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.ImportFrom) and n.level]
+    for node in relative:
+        assert node.level == 1, f"line {node.lineno} imports from above"
+        assert node.module in siblings, f"line {node.lineno} imports no sibling by its name"
+    others = {module.split(".")[0] for module in imported_modules(path)} - {"minigpt"}
+    assert not others - BROUGHT_ALONG - set(sys.stdlib_module_names)
+    absolute = re.findall(r"^\s*(?:import|from)\s+minigpt\b", text, re.MULTILINE)
+    assert not absolute, "the package is not there"
+    # transformers finds the files to copy by these patterns, in the text: a docstring's example would count.
+    found = re.findall(r"^\s*import\s+\.(\S+)\s*$", text, re.MULTILINE)
+    found += re.findall(r"^\s*from\s+\.(\S+)\s+import", text, re.MULTILINE)
+    assert sorted(found) == sorted(str(node.module) for node in relative)
+
+
+def test_the_model_file_can_be_read_in_one_sitting() -> None:
+    lines = (PACKAGE / "modeling_minigpt" / "modeling_minigpt.py").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 350
+
+
+def test_no_file_is_named_for_nothing() -> None:
+    names = {"utils", "util", "helpers", "common", "misc"}
+    assert not [name_of(path) for path in SOURCES if path.stem in names]
+
+
+def test_the_command_line_imports_only_the_standard_library_until_a_command_runs() -> None:
+    tree = ast.parse((PACKAGE / "cli.py").read_text(encoding="utf-8"))
+    top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    modules = {node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in top}
+    assert {str(module).split(".")[0] for module in modules} <= set(sys.stdlib_module_names)
+
+
+def test_the_version_is_the_projects() -> None:
+    from minigpt import __version__
+
+    assert __version__ == version("minigpt-hf") == PROJECT["version"]
+
+
+def test_the_changelog_names_the_version() -> None:
+    headings = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert headings[0] in (PROJECT["version"], "Unreleased")
+    assert PROJECT["version"] in headings
+
+
+def test_the_command_is_installed() -> None:
+    (command,) = entry_points(group="console_scripts", name="minigpt")
+    assert command.value == "minigpt.cli:main"
+
+
+@pytest.mark.parametrize("requirement", REQUIREMENTS, ids=str)
+def test_every_dependency_is_pinned_within_its_range(requirement: Requirement) -> None:
+    pin = pinned_version(CONSTRAINTS[canonicalize_name(requirement.name)])
+    assert requirement.specifier.contains(pin)
+    floors = [Version(s.version) for s in requirement.specifier if s.operator == ">="]
+    assert floors, "has no lower bound"
+
+
+def test_what_is_imported_is_required() -> None:
+    imported = {module.split(".")[0] for path in SOURCES for module in imported_modules(path)}
+    third_party = imported - set(sys.stdlib_module_names) - {"minigpt"}
+    # datasets is made of pyarrow, and all of these libraries show their progress with tqdm: neither comes without them.
+    assert third_party - {"pyarrow", "tqdm"} <= {canonicalize_name(r.name).replace("-", "_") for r in REQUIREMENTS}
+
+
+@pytest.mark.skipif(Path(sys.prefix) != ROOT / ".venv", reason="only make's .venv is set up with the constraints")
+def test_the_installed_versions_are_the_pinned_ones() -> None:
+    # A local part (torch 2.13.0+cpu) says for which device a version was built.
+    installed = {name: Version(version(name)).public for name in CONSTRAINTS}
+    assert installed == {name: str(pinned_version(pin)) for name, pin in CONSTRAINTS.items()}
+
+
+def test_pre_commit_uses_the_pinned_ruff() -> None:
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    pins = re.findall(r"ruff==([\d.]+)", hooks)
+    assert set(pins) == {str(pinned_version(CONSTRAINTS["ruff"]))}
+
+
+def test_tests_cannot_reach_the_hub_nor_the_persons_caches() -> None:
+    code = """
+import urllib.error, urllib.request
+from pathlib import Path
+from huggingface_hub import constants
+assert constants.ENDPOINT == "http://127.0.0.1:9", constants.ENDPOINT
+print(Path(constants.HF_HUB_CACHE))
+try:
+    urllib.request.urlopen("http://example.org", timeout=5)
+except urllib.error.URLError as error:
+    assert isinstance(error.reason, ConnectionRefusedError), error
+else:
+    raise AssertionError("the network answered")
+"""
+    printed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert Path(tempfile.gettempdir()) in Path(printed.strip()).parents
+
+
+@pytest.mark.parametrize("path", [*SOURCES, PACKAGE / "training" / "plays.txt"], ids=name_of)
+def test_lines_end_in_line_feeds(path: Path) -> None:
+    assert b"\r" not in path.read_bytes()
