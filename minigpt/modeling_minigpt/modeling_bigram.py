@@ -1,6 +1,6 @@
 """The bigram: one table, and the next token's scores are a row of it."""
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -86,6 +86,12 @@ class BigramForCausalLM(PreTrainedModel, UnboundedGenerationMixin, GenerationMix
     def _supports_default_dynamic_cache(cls) -> bool:
         # Without a cache, generate() still feeds the last token alone, which is all that a bigram needs.
         return False
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refused: continuous batching pages keys and values, and there are none."""
+        raise ValueError(
+            "continuous batching serves models with attention, which a bigram lacks; use plain generate()."
+        )
 
     def _resize_token_embeddings(
         self, new_num_tokens: int | None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True

@@ -196,6 +196,11 @@ def test_assisted_generation_is_refused(model):
         model.generate(torch.tensor([[1, 2, 1, 2]]), max_new_tokens=4, prompt_lookup_num_tokens=2)
 
 
+def test_continuous_batching_is_refused(model):
+    with pytest.raises(ValueError, match="use plain generate"):
+        model.generate_batch([[1, 2], [3]], max_new_tokens=4)
+
+
 def test_logits_to_keep_takes_a_count_or_positions(model):
     ids = torch.tensor([[1, 2, 3, 4], [4, 3, 2, 1]])
     logits = model(ids).logits
