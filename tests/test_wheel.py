@@ -15,9 +15,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
-TEXT = "".join(
-    f"FIRST VOICE:\nSay {number} and say it plainly.\n\nSECOND VOICE:\nI say it.\n\n" for number in range(99)
-)
+TEXT = "".join(f"FIRST VOICE:\nSay {number} and say it well.\n\nSECOND VOICE:\nI say it.\n\n" for number in range(99))
 
 
 def run(*command: str | Path, cwd: Path) -> str:
