@@ -41,7 +41,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  found=`$(PYTHON) -c 'import sys; print("Python %d.%d.%d" % sys.version_info[:3])' 2>/dev/null || echo "not a Python that runs"`; \
 	  remedy="install a newer one"; \
 	  for newer in python3.11 python3.12 python3.13; do \
-	    if $$newer -c '' 2>/dev/null; then remedy="say PYTHON=$$newer after make"; fi; \
+	    if $$newer -c '' 2>/dev/null; then remedy="make $(MAKECMDGOALS) PYTHON=$$newer"; fi; \
 	  done; \
 	  echo "MiniGPT needs Python 3.11 or newer and $(PYTHON) is $$found: $$remedy." >&2; exit 1; }
 	@echo "Setting up $(VENV): this happens once and takes a few minutes."
