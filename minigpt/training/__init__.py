@@ -1,0 +1,1 @@
+"""A text and a config to a trained model."""

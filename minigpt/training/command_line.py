@@ -1,0 +1,217 @@
+"""The options of `minigpt train`: a preset, every field of the model, every stock training argument."""
+
+import argparse
+import functools
+import inspect
+import json
+import re
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
+
+from transformers import HfArgumentParser, PreTrainedConfig, TrainingArguments
+from transformers.hf_argparser import string_to_bool
+
+from minigpt.modeling_minigpt.configuration_minigpt import MiniGPTConfig
+from minigpt.training.arguments import MiniGPTTrainingArguments
+from minigpt.training.presets import PRESETS, get_preset
+
+# The tokenizer decides about these; the last one concerns a classifier.
+_NOT_OPTIONS = {"vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "classifier_dropout"}
+# What a learner changes first, and what is said about it where the config's or the Trainer's own words are too many;
+# the others are shown by --help_all.
+_SHOWN: dict[str, str] = {
+    "num_hidden_layers": "",
+    "num_attention_heads": "",
+    "hidden_size": "",
+    "max_position_embeddings": "",
+    "dropout": "",
+    "output_dir": "folder for the checkpoints and the model (default: runs/PRESET)",
+    "max_steps": "number of training steps",
+    "per_device_train_batch_size": "crops in a batch",
+    "learning_rate": "the peak learning rate",
+    "seed": "for the weights, the crops and the dropout (default: 42)",
+    "load_best_model_at_end": "end with the best checkpoint by validation loss, not with the last",
+}
+_EPILOG = """\
+example:
+  minigpt train --data my.txt --preset seed --n_layer 6 --dropout 0.1 --max_steps 2000
+
+presets:
+{presets}
+
+Every field of the model's config and every stock training argument is an option: --help_all shows all {count}.
+"""
+
+
+@dataclass
+class TrainCommand:
+    """What was asked for.
+
+    Attributes:
+        preset: The preset's name.
+        data: Sources of text, or None for the default.
+        device: `cpu`, `cuda`, `mps`, or None for the best there is.
+        overwrite: Whether a run that the output folder already holds is replaced.
+        model: Fields of the config that differ from the preset's.
+        training: Training arguments that differ from the preset's.
+    """
+
+    preset: str = "seed"
+    data: list[str] | None = None
+    device: str | None = None
+    overwrite: bool = False
+    model: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+def parse_train_command(argv: Sequence[str] | None = None) -> TrainCommand:
+    """Reads the command line of `minigpt train`.
+
+    Raises:
+        SystemExit: 0 after help was printed; 2 if something was asked wrongly, which stands on stderr in one sentence.
+    """
+    parser = build_parser()
+    given, unknown = parser.parse_known_args(argv)
+    if getattr(given, "help_all", False):
+        build_parser(show_all=True).print_help()
+        raise SystemExit(0)
+    if unknown:
+        _refuse(parser, unknown[0])
+    values = vars(given)
+    command = TrainCommand(
+        **{name: values.pop(name) for name in ("preset", "data", "device", "overwrite") if name in values}
+    )
+    try:
+        preset = get_preset(command.preset)
+        command.model = {name: values.pop(name) for name in list(values) if name in _model_types()}
+        command.training = values
+        preset.build_config(**command.model)
+    except (ValueError, TypeError) as error:
+        parser.error(str(error))
+    if "num_train_epochs" in values and "max_steps" not in values:
+        values["max_steps"] = -1  # the preset's number of steps would win over the epochs asked for
+    return command
+
+
+def build_parser(show_all: bool = False) -> argparse.ArgumentParser:
+    """Builds the parser. What it returns holds what was given, and no defaults: those are the preset's.
+
+    Args:
+        show_all: Whether the help shows all of the stock arguments.
+    """
+    parser = HfArgumentParser(
+        MiniGPTTrainingArguments,
+        prog="minigpt train",
+        description="Train a model on a text and save it, ready for AutoModelForCausalLM.",
+        usage="minigpt train [--preset NAME] [--data TEXT ...] [options]",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    ours = {own.name for own in fields(MiniGPTTrainingArguments)} - {stock.name for stock in fields(TrainingArguments)}
+    for action in parser._actions:
+        _tidy(action, shown=show_all or action.dest in ours or action.dest in _SHOWN)
+    add = functools.partial(parser.add_argument, default=argparse.SUPPRESS)
+    add("--help_all", action="store_true", help="show every option, the stock training arguments too")
+    add("--preset", metavar="NAME", help=f"{', '.join(PRESETS)} (default: seed)")
+    add(
+        "--data",
+        nargs="+",
+        metavar="TEXT",
+        help="text files, a folder, a Hub dataset, tiny_shakespeare or plays (default: input.txt of this folder, else "
+        "Tiny Shakespeare)",
+    )
+    add("--device", metavar="NAME", help="cpu, cuda or mps (default: the best there is)")
+    add("--overwrite", action="store_true", help="replace the run that the output folder holds")
+
+    model = parser.add_argument_group("model")
+    aliases = {name: alias for alias, name in MiniGPTConfig.attribute_map.items()}
+    explanations = _explanations(MiniGPTConfig)
+    for name, annotation in _model_types().items():
+        spellings = [f"--{spelling}" for spelling in (aliases.get(name), name) if spelling]
+        action = model.add_argument(
+            *spellings,
+            *[spelling.replace("_", "-") for spelling in spellings if "_" in spelling.strip("-")],
+            dest=name,
+            default=argparse.SUPPRESS,
+            help=explanations.get(name) if show_all or name in _SHOWN else argparse.SUPPRESS,
+            **_conversion(annotation),
+        )
+        action.option_strings = spellings
+
+    presets = "\n".join(f"  {preset.name:9} {preset.description}" for preset in PRESETS.values())
+    parser.epilog = _EPILOG.format(presets=presets, count=len({action.dest for action in parser._actions}))
+    return parser
+
+
+def _tidy(action: argparse.Action, shown: bool) -> None:
+    """Turns a generated option into one of ours: no default of its own, and a short help or none."""
+    if action.dest == "help":
+        return
+    action.default, action.required = argparse.SUPPRESS, False
+    if action.dest == "resume_from_checkpoint":
+        action.nargs, action.const, shown = "?", True, True
+        action.help = "go on from the last whole checkpoint of the output folder, or from this one"
+    switches_off = action.option_strings[0].startswith("--no_")
+    is_switch = action.const is True and action.type is string_to_bool
+    if not shown or (is_switch and _is_on(action.dest)):
+        action.help = argparse.SUPPRESS
+    elif switches_off:
+        action.help = f"not: {action.help}"
+    else:
+        action.help = _SHOWN.get(action.dest, action.help)
+    if action.choices is None and action.nargs != 0:
+        action.metavar = "BOOL" if is_switch else "DIR" if action.dest.endswith(("_dir", "checkpoint")) else "VALUE"
+    # Both spellings are understood, with underscores and with hyphens; one is enough to read.
+    action.option_strings = action.option_strings[:1]
+
+
+def _is_on(name: str) -> bool:
+    return MiniGPTTrainingArguments.__dataclass_fields__[name].default is True
+
+
+def _refuse(parser: argparse.ArgumentParser, unknown: str) -> NoReturn:
+    option = unknown.partition("=")[0]
+    if not option.startswith("--"):
+        parser.error(f"{unknown!r} belongs to no option.")
+    known = [known for action in parser._actions for known in action.option_strings]
+    nearest = get_close_matches(option, known, n=1, cutoff=0.6)
+    parser.error(f"there is no option {option}; {f'did you mean {nearest[0]}?' if nearest else 'see --help_all.'}")
+
+
+def _model_types() -> dict[str, Any]:
+    """The fields of a GPT's config that can be given as options, and their types."""
+    own = [field for field in fields(MiniGPTConfig) if not hasattr(PreTrainedConfig, field.name)]
+    return {field.name: field.type for field in own if field.name not in _NOT_OPTIONS}
+
+
+def _conversion(annotation: Any) -> dict[str, Any]:
+    """How argparse reads a value of that type: `none` where it may be None, JSON where it is a list or a dictionary."""
+    kinds = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    literals = [value for kind in kinds if get_origin(kind) is Literal for value in get_args(kind)]
+    if literals:
+        shown = ", ".join([*literals, "none"] if types.NoneType in kinds else literals)
+        return {"type": _or_none(str, kinds), "metavar": f"{{{shown}}}"}
+    if bool in kinds:
+        return {"type": string_to_bool, "nargs": "?", "const": True, "metavar": "BOOL"}
+    for kind, metavar in ((float, "NUMBER"), (int, "N"), (str, "NAME")):
+        if kind in kinds:
+            return {"type": _or_none(kind, kinds), "metavar": metavar}
+    return {"type": _or_none(json.loads, kinds), "metavar": "JSON"}
+
+
+def _or_none(convert: Callable[[str], Any], kinds: Sequence[Any]) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        return None if text.lower() == "none" and types.NoneType in kinds else convert(text)
+
+    read.__name__ = getattr(convert, "__name__", "value")  # argparse says "invalid int value"
+    return read
+
+
+def _explanations(config_class: type) -> dict[str, str]:
+    """What the config's docstring says about each field, in one line."""
+    arguments = inspect.cleandoc(config_class.__doc__ or "").partition("Args:")[2].partition("Raises:")[0]
+    entries = re.findall(r"^    (\w+): (.+(?:\n     +.+)*)", arguments, flags=re.MULTILINE)
+    return {name: " ".join(text.split()).replace("`", "").replace("%", "%%") for name, text in entries}
