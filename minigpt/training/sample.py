@@ -1,0 +1,61 @@
+"""Text out of a model in training, drawn without touching the randomness that the training draws from."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from minigpt.hub.trained import encode_prompt
+
+
+def write_sample(model: Any, tokenizer: PreTrainedTokenizerBase, length: int, seed: int = 0) -> str:
+    """Samples text as the lecture does: from a new line on, from the whole distribution, without special tokens.
+
+    Args:
+        model: A causal language model; it is left in the mode it was in.
+        tokenizer: Its tokenizer.
+        length: Tokens to write.
+        seed: Which sample; the same seed and the same model write the same text.
+
+    Returns:
+        The text after the new line.
+    """
+    start = encode_prompt(tokenizer, "").to(model.device)  # (1, 1)
+    was_training = model.training
+    model.eval()
+    try:
+        with _randomness_of_its_own(model.device, seed):
+            output = model.generate(
+                start,
+                attention_mask=torch.ones_like(start),
+                do_sample=True,
+                top_k=0,
+                top_p=1.0,
+                temperature=1.0,
+                use_cache=True,
+                max_new_tokens=length,
+                suppress_tokens=tokenizer.all_special_ids or None,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+    finally:
+        model.train(was_training)
+    return tokenizer.decode(output[0, start.shape[1] :], skip_special_tokens=True)
+
+
+@contextmanager
+def _randomness_of_its_own(device: torch.device, seed: int) -> Iterator[None]:
+    """Seeds the generators that sampling draws from, and puts them back afterwards as they were."""
+    backend = None if device.type == "cpu" else torch.get_device_module(device)
+    cpu_state, device_state = torch.get_rng_state(), backend and backend.get_rng_state()
+    try:
+        # Not torch.manual_seed, which would seed every other device as well.
+        torch.default_generator.manual_seed(seed)
+        if backend:
+            backend.manual_seed(seed)
+        yield
+    finally:
+        torch.set_rng_state(cpu_state)
+        if backend:
+            backend.set_rng_state(device_state)
