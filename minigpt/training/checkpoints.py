@@ -1,0 +1,117 @@
+"""Whole checkpoints: how to tell one, how to find the last, and which to keep."""
+
+import json
+import logging
+import re
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers.trainer_pt_utils import safe_globals
+
+logger = logging.getLogger(__name__)
+
+# Under this name in the run's folder a checkpoint is written. Nothing of transformers takes it for a checkpoint, and
+# names that begin with an underscore are never uploaded.
+UNFINISHED = "_unfinished"
+
+_NAME = re.compile(r"checkpoint-(\d+)")
+# What FSDP and DeepSpeed keep their weights and optimizers in, in place of single files.
+_SHARDED_STATES = ("pytorch_model_fsdp*", "optimizer_*", "global_step*")
+
+
+class CheckpointError(ValueError):
+    """There is nothing whole to go on from; the message says what is wrong with what there is."""
+
+
+def all_checkpoints(run_dir: Path) -> list[Path]:
+    """The checkpoints of a run by their steps, the first first."""
+    if not run_dir.is_dir():
+        return []
+    named = [(int(match[1]), path) for path in run_dir.iterdir() if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(named) if path.is_dir()]
+
+
+def find_checkpoint(run_dir: Path, asked: str | bool) -> Path:
+    """The checkpoint to go on from: the one that was asked for, or the run's last whole one.
+
+    Raises:
+        CheckpointError: There is none, or it is damaged.
+    """
+    if asked is True:
+        found = last_whole_checkpoint(run_dir)
+        if found is None:
+            raise CheckpointError(
+                f"{run_dir} holds no whole checkpoint to go on from; leave resume_from_checkpoint out."
+            )
+        return found
+    checkpoint = Path(str(asked))
+    if fault := checkpoint_fault(checkpoint):
+        raise CheckpointError(f"cannot go on from {checkpoint}: {fault}; name another checkpoint.")
+    return checkpoint
+
+
+def last_whole_checkpoint(run_dir: Path) -> Path | None:
+    """The checkpoint to resume from: the last one in which nothing is missing or cut short.
+
+    Each damaged one that is passed over is said in one line.
+    """
+    for checkpoint in reversed(all_checkpoints(run_dir)):
+        fault = checkpoint_fault(checkpoint)
+        if fault is None:
+            return checkpoint
+        logger.warning("%s is damaged (%s) and passed over.", checkpoint, fault)
+    return None
+
+
+def checkpoint_fault(checkpoint: Path) -> str | None:
+    """What keeps a run from resuming from a checkpoint, in a few words, or None if it is whole."""
+    if not checkpoint.is_dir():
+        return "there is no such folder"
+    try:
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        state["global_step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "its trainer_state.json is missing or cut short"
+    if any(next(checkpoint.glob(pattern), None) for pattern in _SHARDED_STATES):
+        return None
+    weights = sorted(checkpoint.glob("*.safetensors"))
+    if not weights:
+        return "it has no weights"
+    for file in weights:
+        try:
+            with safe_open(file, framework="pt"):
+                pass  # opening compares the header with the file's size
+        except (OSError, SafetensorError):
+            return f"its {file.name} is cut short"
+    states = [checkpoint / "optimizer.pt", checkpoint / "scheduler.pt", *sorted(checkpoint.glob("rng_state*.pth"))]
+    if len(states) < 3:
+        return "it has no rng_state"
+    for file in states:
+        try:
+            with safe_globals():
+                torch.load(file, map_location="cpu", weights_only=True)
+        except FileNotFoundError:
+            return f"it has no {file.name}"
+        except Exception:  # whatever a cut file makes a zip reader and an unpickler do
+            return f"its {file.name} is cut short"
+    return None
+
+
+def delete_surplus(run_dir: Path, limit: int | None, kept: set[Path]) -> None:
+    """Deletes the oldest checkpoints beyond a limit, but never those that are to be kept.
+
+    Oldest by when they were written: a run that went back to an earlier step must not lose what it writes next.
+    """
+    if limit is None or limit < 1:
+        return
+    written = sorted(all_checkpoints(run_dir), key=lambda path: path.stat().st_mtime_ns)
+    surplus = len(written) - max(limit, len(kept))
+    for checkpoint in [path for path in written if path not in kept][: max(surplus, 0)]:
+        shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def remove_unfinished(run_dir: Path) -> None:
+    """Removes what a run that died in the middle of a checkpoint has left."""
+    shutil.rmtree(run_dir / UNFINISHED, ignore_errors=True)

@@ -1,0 +1,164 @@
+"""A Trainer whose checkpoints appear whole or not at all, and continue a run to the last digit."""
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer, TrainerCallback
+from transformers.utils import logging as transformers_logging
+
+from minigpt.training.checkpoints import UNFINISHED, delete_surplus, find_checkpoint, remove_unfinished
+
+logger = transformers_logging.get_logger(__name__)
+
+
+class StagedTrainer(Trainer):
+    """The stock Trainer with staged checkpoints.
+
+    A checkpoint is written into a folder that nothing takes for one, forced to the disk, and renamed to
+    `checkpoint-<step>` when all of it is there: whoever finds a checkpoint finds a whole one, whenever the process may
+    have died. Beside the stock state it holds the running loss, so that the losses which a resumed run logs are those
+    of an uninterrupted one.
+
+    `train(resume_from_checkpoint=True)` takes the last whole checkpoint of the output folder.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._staging: Path | None = None
+        self._resumed_from: Path | None = None
+        super().__init__(*args, **kwargs)
+        self.add_callback(_RunningLoss(self))
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Trains, as in transformers; a damaged checkpoint is refused, or passed over if none was named.
+
+        Raises:
+            ValueError: There is no whole checkpoint to resume from.
+        """
+        run_dir = Path(self.args.output_dir)
+        self._resumed_from = find_checkpoint(run_dir, resume_from_checkpoint) if resume_from_checkpoint else None
+        if self.args.should_save:
+            remove_unfinished(run_dir)
+        return super().train(str(self._resumed_from) if self._resumed_from else None, *args, **kwargs)
+
+    def _save(self, *args: Any, **kwargs: Any) -> None:
+        with _no_progress_bars():
+            super()._save(*args, **kwargs)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        run_dir = Path(self._get_output_dir(trial))
+        name = f"checkpoint-{self.state.global_step}"
+        staged, final = run_dir / UNFINISHED / name, run_dir / name
+        self._staging = staged.parent
+        try:
+            super()._save_checkpoint(model, trial)
+            best = run_dir / f"checkpoint-{self.state.best_global_step}"
+            if best == final or best.is_dir():
+                self.state.best_model_checkpoint = str(best)
+            if self.args.should_save:
+                self.state.save_to_json(str(staged / "trainer_state.json"))
+        except BaseException:
+            if self.args.should_save:
+                remove_unfinished(run_dir)
+            raise
+        finally:
+            self._staging = None
+
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            _publish(staged, final)
+        self.accelerator.wait_for_everyone()
+        if self.is_local_process_zero() and staged.is_dir():
+            # A machine with a disk of its own that does not save: only its generators' states are here.
+            _publish(staged, final)
+        if self.args.push_to_hub:
+            super()._push_from_checkpoint(str(final))
+        if self.args.should_save:
+            delete_surplus(run_dir, self.args.save_total_limit, {final, best} if best.is_dir() else {final})
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self._staging is None:  # else it is called again when the folder has its name
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        running = {
+            "loss": self._tr_loss.item(),
+            "loss_logged": self._total_loss_scalar,
+            "last_logged_step": self._globalstep_last_logged,
+            "seconds": time.time() - self._start_time,
+        }
+        (Path(output_dir) / self._running_loss_file).write_text(json.dumps(running), encoding="utf-8")
+
+    def restore_running_loss(self) -> None:
+        """Goes on with the losses since the last one logged, and with all losses for their mean at the end."""
+        self._start_time = time.time()
+        file = self._resumed_from and self._resumed_from / self._running_loss_file
+        if not file or not file.is_file():
+            return
+        running = json.loads(file.read_text(encoding="utf-8"))
+        self._tr_loss.fill_(running["loss"])
+        self._total_loss_scalar = running["loss_logged"]
+        self._globalstep_last_logged = running["last_logged_step"]
+        # The mean, the time and the speed at the end are those of the whole run.
+        self._start_time -= running["seconds"]
+        self._initial_global_step = 0
+
+    def _finalize_training(self, trial: Any, num_train_samples: Any, start_time: float) -> Any:
+        return super()._finalize_training(trial, num_train_samples, self._start_time)
+
+    @property
+    def _running_loss_file(self) -> str:
+        return f"running_loss_{self.args.process_index}.json" if self.args.world_size > 1 else "running_loss.json"
+
+
+class _RunningLoss(TrainerCallback):
+    """Restores the running loss at the one moment that is after the Trainer has reset it and before it adds to it."""
+
+    def __init__(self, trainer: StagedTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.trainer.restore_running_loss()
+
+
+def _publish(staged: Path, final: Path) -> None:
+    """Gives a finished checkpoint its name; from then on it is there, also after a power failure."""
+    for path in (*staged.rglob("*"), staged):
+        _force_to_disk(path)
+    if final.exists():  # a damaged one, or one of another run in the same folder
+        final.rename(staged.parent / "replaced")
+    staged.rename(final)
+    _force_to_disk(final.parent)
+    shutil.rmtree(staged.parent, ignore_errors=True)
+
+
+def _force_to_disk(path: Path) -> None:
+    if path.is_dir() and sys.platform == "win32":
+        return  # Windows opens no folders
+    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR
+    descriptor = os.open(path, flags | getattr(os, "O_BINARY", 0))
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
