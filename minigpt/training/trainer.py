@@ -1,0 +1,193 @@
+"""The Trainer with what the stock one lacks: random crops, estimates of the loss on both splits, samples of text."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import datasets
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+from transformers import EarlyStoppingCallback, PreTrainedModel, PrinterCallback, ProgressCallback, TrainerControl
+from transformers.trainer_utils import SaveStrategy
+
+from minigpt.training.arguments import MiniGPTTrainingArguments
+from minigpt.training.batches import RandomCrops, Windows, collate
+from minigpt.training.evaluation import Evaluation, estimate_loss
+from minigpt.training.progress import ProgressLines
+from minigpt.training.sample import write_sample
+from minigpt.training.staging import StagedTrainer
+from minigpt.training.stream import TokenStream
+
+# Away from the seeds 0, 1, 2, ... that people give: an estimate on the training split draws crops of its own.
+_ESTIMATE_SEED = 2**32
+
+
+class MiniGPTTrainer(StagedTrainer):
+    """Trains on random crops of a tokenized text, and watches itself as the lecture does.
+
+    Every `eval_interval` steps it estimates the loss on both splits (`eval_loss` is the validation split's,
+    `eval_train_loss`, `eval_bits_per_character`, `eval_perplexity`) and writes a sample (`eval_sample`, in
+    `state.log_history` only). Neither draws from the training's randomness. Checkpoints are staged
+    (`StagedTrainer`), and a resumed run gives the weights and losses of an uninterrupted one.
+
+    Args:
+        model: A causal language model.
+        args: The arguments of the run.
+        tokens: The splits `train` and `validation`, from `tokenize_corpus`; or give `train_dataset` and `eval_dataset`
+            as to the stock Trainer, and it trains and evaluates as that one does.
+        characters_per_token: For bits a character; 1 for a character vocabulary.
+        **kwargs: As for `transformers.Trainer`; `processing_class` is the tokenizer that samples are decoded with.
+
+    Raises:
+        CorpusError: A split is shorter than a block and its target.
+    """
+
+    control: TrainerControl
+
+    def __init__(
+        self,
+        model: PreTrainedModel | None = None,
+        args: MiniGPTTrainingArguments | None = None,
+        tokens: datasets.DatasetDict | None = None,
+        *,
+        characters_per_token: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        args = args or MiniGPTTrainingArguments()
+        if not isinstance(args, MiniGPTTrainingArguments):
+            raise TypeError(f"args must be MiniGPTTrainingArguments, got {type(args).__name__}.")
+        self.streams: dict[str, TokenStream] = {}
+        self.characters_per_token = characters_per_token
+        self._flos_per_token: int | None = None
+        if tokens is not None:
+            if model is None:
+                raise TypeError("training on tokens needs the model itself: its block size decides about the crops.")
+            self.streams = {split: TokenStream(tokens[split]) for split in ("train", "validation")}
+            self.block_size = model.config.max_position_embeddings
+            kwargs["train_dataset"] = RandomCrops(
+                self.streams["train"],
+                self.block_size,
+                seed=_data_seed(args),
+                length=crops_of_an_epoch(args, len(self.streams["train"]), self.block_size),
+            )
+            RandomCrops(self.streams["validation"], self.block_size)  # refuses a split that is too short to estimate on
+            kwargs["eval_dataset"] = Windows(self.streams["validation"], self.block_size)
+            kwargs["data_collator"] = collate
+        super().__init__(model, args, **kwargs)
+        for chatty in (PrinterCallback, ProgressCallback):
+            self.remove_callback(chatty)
+        self.add_callback(ProgressLines())
+        if args.early_stopping_patience is not None:
+            self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Estimates the loss on both splits and writes a sample; given a dataset, does as transformers does."""
+        if eval_dataset is not None or not self.streams:
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        losses = estimate_loss(
+            self.model,
+            self.streams,
+            self.block_size,
+            num_crops=self.args.eval_iters * self.args.per_device_train_batch_size,
+            batch_size=self.args.per_device_eval_batch_size,
+            seed=_ESTIMATE_SEED + _data_seed(self.args),
+            rank=self.args.process_index,
+            world_size=self.args.world_size,
+            total=self.accelerator.reduce if self.args.world_size > 1 else None,
+        )
+        validation = Evaluation(losses["validation"], targets=1, characters=self.characters_per_token)
+        metrics = {
+            f"{metric_key_prefix}_loss": validation.loss,
+            f"{metric_key_prefix}_train_loss": losses["train"],
+            f"{metric_key_prefix}_bits_per_character": validation.bits_per_character,
+            f"{metric_key_prefix}_perplexity": validation.perplexity,
+        }
+        self.log(metrics)
+        # After the log: reporting integrations take numbers only.
+        self.state.log_history[-1][f"{metric_key_prefix}_sample"] = self._sample()
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _sample(self) -> str:
+        in_pieces = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if not self.args.sample_length or self.processing_class is None or in_pieces or not self.args.should_save:
+            return ""
+        return write_sample(self.model, self.processing_class, self.args.sample_length, seed=self.args.seed)
+
+    def _evaluate(
+        self, trial: Any, ignore_keys_for_eval: list[str] | None, skip_scheduler: bool = False
+    ) -> dict[str, float]:
+        if skip_scheduler and self.state.global_step:
+            return {}  # `eval_on_start` of a resumed run, which has been evaluated where it stopped
+        return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        is_best = super()._determine_best_metric(metrics, trial)
+        if is_best and self.args.keep_best and self.args.save_strategy != SaveStrategy.NO:
+            self.control.should_save = True
+        return is_best
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        return _FreshCrops(dataset) if isinstance(dataset, RandomCrops) else super()._get_train_sampler(train_dataset)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        # Crops are all of one length: a mean of their batches' means is exact, and nothing needs to be counted.
+        if isinstance(self.train_dataset, RandomCrops):
+            return None
+        return super()._get_num_items_in_batch(batch_samples, device)
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        # Without clipping, the stock Trainer computes the norm at every step for the few that are logged.
+        return None if self.args.max_grad_norm == 0 else super()._get_grad_norm(model, grad_norm)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """As in transformers, but the parameters are counted once and not at every step."""
+        tokens = inputs.get(self.model.main_input_name)
+        if not isinstance(tokens, Tensor):
+            return 0
+        if self._flos_per_token is None:
+            self._flos_per_token = 6 * self.model.num_parameters(exclude_embeddings=True)
+        return self._flos_per_token * tokens.numel()
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        # The Trainer turns the cache off while it trains; who loads the model has it on.
+        config = getattr(self.model, "config", None)
+        if config is None:
+            return super()._save(output_dir, state_dict)
+        trains_with_cache, config.use_cache = config.use_cache, True
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            config.use_cache = trains_with_cache
+
+
+class _FreshCrops(Sampler[int]):
+    """Counts on from epoch to epoch: crops are random by themselves, and a new index is a new crop."""
+
+    def __init__(self, crops: RandomCrops) -> None:
+        self.length = len(crops)
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.epoch * self.length, (self.epoch + 1) * self.length))
+
+    def __len__(self) -> int:
+        return self.length
+
+
+def crops_of_an_epoch(args: MiniGPTTrainingArguments, num_tokens: int, block_size: int) -> int:
+    """How many crops count as an epoch: all of the run's, or where epochs are asked for, the text's worth of blocks."""
+    crops_a_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    if args.max_steps > 0:
+        return args.max_steps * crops_a_step
+    return max(num_tokens // block_size // crops_a_step, 1) * crops_a_step
+
+
+def _data_seed(args: MiniGPTTrainingArguments) -> int:
+    return args.seed if args.data_seed is None else args.data_seed
