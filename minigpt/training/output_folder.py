@@ -1,0 +1,109 @@
+"""The folder of a run: looked at before any work starts, so that nothing is lost in it and nothing runs out of it."""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from minigpt.training.checkpoints import UNFINISHED, all_checkpoints
+
+# What a run writes beside its checkpoints, and so what `--overwrite` may delete.
+_WRITTEN = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "training_args.bin",
+    "trainer_state.json",
+    "run.json",
+    "loss.png",
+    "sample.txt",
+)
+_BYTES_A_PARAMETER = 4
+_ADAM_STATES = 2
+
+
+class RunError(ValueError):
+    """A run that cannot start or go on: the message names the folder, what is wrong with it and what to do."""
+
+
+def check_folder(folder: Path, *, resuming: bool, overwrite: bool) -> None:
+    """Refuses a folder that already holds a run, unless that is to be continued or replaced, and one without writing.
+
+    Raises:
+        RunError: It holds a model or a checkpoint, is a file, or cannot be written.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder} is a file; name another --output_dir.")
+    if not resuming and not overwrite and ((folder / "config.json").exists() or all_checkpoints(folder)):
+        raise RunError(
+            f"{folder} already holds a model; go on with --resume_from_checkpoint, replace it with --overwrite, "
+            "or name another --output_dir."
+        )
+    try:
+        with tempfile.TemporaryFile(dir=_nearest_existing(folder)):
+            pass
+    except OSError as error:
+        raise RunError(f"{folder} cannot be written ({error.strerror or error}); name another --output_dir.") from error
+
+
+def check_room(folder: Path, num_parameters: int, checkpoints: int | None) -> None:
+    """Refuses a disk on which the model and its checkpoints have no room.
+
+    Args:
+        folder: Where they are to lie.
+        num_parameters: Of the model.
+        checkpoints: How many are kept; None for all, of which two are counted. One more is counted, for a new one is
+            whole before an old one goes.
+
+    Raises:
+        RunError: There is too little room.
+    """
+    weights = num_parameters * _BYTES_A_PARAMETER
+    needed = weights + ((checkpoints or 2) + 1) * weights * (1 + _ADAM_STATES)
+    free = shutil.disk_usage(_nearest_existing(folder)).free
+    if free < needed:
+        raise RunError(
+            f"the run needs about {needed / 1e6:,.1f} MB and the disk of {folder} has {free / 1e6:,.1f} MB free; make "
+            "room or name another --output_dir."
+        )
+
+
+def clear_folder(folder: Path) -> None:
+    """Deletes the run that a folder holds, and leaves alone whatever no run has written."""
+    for checkpoint in (*all_checkpoints(folder), folder / UNFINISHED):
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    for name in _WRITTEN:
+        (folder / name).unlink(missing_ok=True)
+
+
+def check_same_model(checkpoint: Path, config: PreTrainedConfig, tokenizer: Any) -> None:
+    """Refuses to go on from a checkpoint of another model or vocabulary.
+
+    Raises:
+        RunError: A field of the config or the vocabulary differs.
+    """
+    saved = type(config).from_pretrained(checkpoint).to_dict()
+    ours = config.to_dict()
+    own_fields = [name for name in type(config).__dataclass_fields__ if not hasattr(PreTrainedConfig, name)]
+    for name in (name for name in own_fields if name != "use_cache"):
+        if saved.get(name) != ours.get(name):
+            raise RunError(
+                f"{checkpoint} has {name} {saved.get(name)!r} and this run {ours.get(name)!r}; give the options of the "
+                "run that is to go on."
+            )
+    file = checkpoint / "tokenizer.json"
+    if file.is_file():
+        vocabulary = json.loads(file.read_text(encoding="utf-8"))["model"]["vocab"]
+        if vocabulary != json.loads(tokenizer.backend_tokenizer.to_str())["model"]["vocab"]:
+            raise RunError(
+                f"{checkpoint} has another vocabulary than this text; go on with the text that it began with."
+            )
+
+
+def _nearest_existing(folder: Path) -> Path:
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())

@@ -1,0 +1,131 @@
+"""What is known of a run when it is over: `run.json`, for people and for whoever publishes the model."""
+
+import json
+import os
+import platform
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from minigpt.training.arguments import MiniGPTTrainingArguments
+from minigpt.training.corpus import Corpus
+from minigpt.training.evaluation import Evaluation
+from minigpt.training.presets import Preset
+
+_TRAINING = (
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "optim",
+    "learning_rate",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+    "adam_beta1",
+    "adam_beta2",
+    "weight_decay",
+    "max_grad_norm",
+    "seed",
+    "data_seed",
+    "bf16",
+    "fp16",
+)
+_LIBRARIES = ("minigpt-hf", "torch", "transformers", "datasets", "tokenizers", "accelerate", "numpy")
+
+
+def hardware(device: torch.device) -> str:
+    """What a run computes on, as a person would call it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_processor()}, {os.cpu_count()} cores" + ("" if device.type == "cpu" else f", {device.type}")
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def in_units(evaluation: Evaluation) -> dict[str, float]:
+    """A loss with its other units, for JSON."""
+    return {
+        **asdict(evaluation),
+        "bits_per_character": evaluation.bits_per_character,
+        "perplexity": evaluation.perplexity,
+    }
+
+
+def describe_run(
+    preset: Preset,
+    model: PreTrainedModel,
+    corpus: Corpus,
+    split: dict[str, int],
+    args: MiniGPTTrainingArguments,
+    *,
+    steps: int,
+    seconds: float,
+    validation: Evaluation,
+    model_step: int,
+    best: dict[str, Any] | None,
+    curves: list[dict[str, float]],
+) -> dict[str, Any]:
+    """Gathers what `run.json` holds.
+
+    Args:
+        preset: What the run started from.
+        model: The model that is saved.
+        corpus: The text.
+        split: Tokens in each split.
+        args: The arguments of the run.
+        steps: How many steps were made.
+        seconds: How long training took, estimates and checkpoints included, over all parts of a resumed run.
+        validation: Of the saved model, over the whole validation split.
+        model_step: After which step the saved model was.
+        best: The checkpoint with the lowest estimate, where it is not the saved model.
+        curves: `step`, `train` and `validation` of each estimate.
+    """
+    crops = steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    tokens = crops * model.config.max_position_embeddings
+    arguments = args.to_dict()
+    return {
+        "preset": preset.name,
+        "model": {
+            "class": type(model).__name__,
+            "parameters": model.num_parameters(),
+            "step": model_step,
+            "chosen_on_validation": model_step != steps,
+            "config": json.loads(model.config.to_json_string(use_diff=True)),
+        },
+        "data": {
+            "name": corpus.name,
+            "bytes": corpus.num_bytes,
+            "characters": corpus.num_characters,
+            "sha256": corpus.sha256,
+            "split_tokens": split,
+        },
+        "training": {name: arguments[name] for name in _TRAINING}
+        | {
+            "steps": steps,
+            "processes": args.world_size,
+            "tokens": tokens,
+            "seconds": round(seconds, 3),
+            "tokens_per_second": round(tokens / seconds, 1) if seconds else None,
+        },
+        "losses": {"validation": in_units(validation), "best": best, "curves": curves},
+        "versions": {"python": platform.python_version()} | {library: version(library) for library in _LIBRARIES},
+        "hardware": {"device": args.device.type, "name": hardware(args.device), "platform": platform.platform()},
+    }
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes a JSON file that is there as a whole or not at all."""
+    staged = path.with_name(f"{path.name}.unfinished")
+    staged.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    staged.replace(path)

@@ -1,0 +1,161 @@
+"""A run: what it makes, what it says, and what it refuses before it starts."""
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from minigpt.modeling_minigpt.configuration_minigpt import MiniGPTConfig
+from minigpt.modeling_minigpt.modeling_minigpt import MiniGPTForCausalLM
+from minigpt.training import output_folder
+from minigpt.training.evaluation import validation_loss
+from minigpt.training.run import main_train, train
+from minigpt.training.stream import TokenStream
+
+SMALL = ["--n_embd", "8", "--n_layer", "1", "--n_head", "2", "--block_size", "8", "--device", "cpu"]
+SHORT = ["--max_steps", "4", "--eval_interval", "2", "--eval_iters", "1", "--sample_length", "10"]
+
+
+@pytest.fixture
+def options(text_file, tmp_path):
+    return ["--data", str(text_file), "--output_dir", str(tmp_path / "run"), *SMALL, *SHORT]
+
+
+def files_in(folder):
+    return sorted(path.relative_to(folder) for path in folder.rglob("*")) if folder.exists() else []
+
+
+def test_folder_holds_all_that_a_run_promises(options, tmp_path, tokens):
+    main_train(options)
+    folder = tmp_path / "run"
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    report = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    exact = validation_loss(model, TokenStream(tokens["validation"]), 8)
+    assert report["losses"]["validation"]["loss"] == pytest.approx(exact.loss, abs=1e-6)
+    assert report["losses"]["validation"]["targets"] == len(TokenStream(tokens["validation"])) - 1
+    assert report["model"]["parameters"] == sum(weight.numel() for weight in model.parameters())
+    assert report["training"]["tokens"] == 4 * 16 * 8
+    assert [point["step"] for point in report["losses"]["curves"]] == [0, 2, 4]
+    assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
+    sample = (folder / "sample.txt").read_text(encoding="utf-8")
+    assert len(sample) == 500 + 1
+    assert set(sample) <= set(tokenizer.stoi) | {"\n"}
+    assert model.config.use_cache
+
+
+def test_saved_model_samples_as_the_lecture_does(options, tmp_path):
+    main_train(options)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run")
+    settings = model.generation_config
+    assert (settings.do_sample, settings.top_k) == (True, 0)
+    assert settings.suppress_tokens == sorted(tokenizer.all_special_ids)
+    assert (settings.eos_token_id, settings.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
+
+
+def test_pipe_gets_plain_lines_and_no_bar(options, capfd):
+    main_train(options)
+    out, err = capfd.readouterr()
+    assert [line.split()[1] for line in out.splitlines() if line.startswith("step")] == ["0/4", "2/4", "4/4"]
+    assert "\r" not in out + err
+    assert "{'" not in out  # the stock Trainer prints dictionaries
+    assert "Writing model shards" not in err
+    assert "warning" not in err.lower()
+
+
+def test_bigram_preset_trains(text_file, tmp_path):
+    run = train("bigram", text_file, device="cpu", training={"output_dir": str(tmp_path / "run"), "max_steps": 3})
+    assert type(run.model).__name__ == "BigramForCausalLM"
+    assert math.isfinite(run.validation.loss)
+
+
+def test_folder_that_holds_a_model_is_refused_and_left_as_it_was(options, tmp_path):
+    main_train(options)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    with pytest.raises(ValueError, match=r"already holds a model.*--resume_from_checkpoint.*--overwrite"):
+        main_train(options)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+
+
+def test_overwrite_replaces_the_run_and_nothing_else(options, tmp_path):
+    main_train(options)
+    notes = tmp_path / "run" / "notes.txt"
+    notes.write_text("mine", encoding="utf-8")
+    main_train([*options, "--max_steps", "2", "--overwrite"])
+    assert notes.read_text(encoding="utf-8") == "mine"
+    assert not (tmp_path / "run" / "checkpoint-4").exists()
+    assert json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))["training"]["steps"] == 2
+
+
+def test_output_dir_that_is_a_file_is_refused(options, tmp_path):
+    (tmp_path / "run").write_text("mine", encoding="utf-8")
+    with pytest.raises(ValueError, match="is a file; name another --output_dir"):
+        main_train(options)
+
+
+def test_output_that_cannot_be_written_is_refused_before_work(options, tmp_path, monkeypatch):
+    def refuse(**kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(output_folder.tempfile, "TemporaryFile", refuse)
+    with pytest.raises(ValueError, match=r"cannot be written \(Permission denied\); name another --output_dir"):
+        main_train(options)
+    assert files_in(tmp_path / "run") == []
+
+
+def test_disk_without_room_is_refused_before_work(options, tmp_path, tokenizer, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=10_000)
+    monkeypatch.setattr(output_folder.shutil, "disk_usage", lambda path: usage)
+    config = MiniGPTConfig(vocab_size=len(tokenizer), n_embd=32, n_layer=1, n_head=2, block_size=8)
+    parameters = sum(weight.numel() for weight in MiniGPTForCausalLM(config).parameters())
+    # The model; two checkpoints and a third while it is written, each with the weights and both states of Adam.
+    needed = parameters * 4 * (1 + 3 * 3)
+    with pytest.raises(ValueError, match=rf"needs about {needed / 1e6:.1f} MB and the disk of .* has 0.0 MB free"):
+        main_train([*options, "--n_embd", "32"])
+    assert files_in(tmp_path / "run") == []
+
+
+def test_text_shorter_than_a_block_is_refused_before_work(options, tmp_path):
+    short = tmp_path / "short.txt"
+    short.write_text("to be or not to be", encoding="utf-8")
+    with pytest.raises(ValueError, match="choose a smaller block_size or a longer text"):
+        main_train([*options, "--data", str(short)])
+    assert files_in(tmp_path / "run") == []
+
+
+def test_device_that_is_not_here_is_refused(options, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="there is no device 'mps' here"):
+        main_train([*options, "--device", "mps"])
+    assert files_in(tmp_path / "run") == []
+
+
+def test_resuming_another_model_is_refused_by_field(options):
+    main_train(options)
+    with pytest.raises(ValueError, match=r"checkpoint-4 has hidden_size 8 and this run 16"):
+        main_train([*options, "--n_embd", "16", "--resume_from_checkpoint"])
+
+
+def test_resuming_on_another_vocabulary_is_refused(options, text_file, tmp_path):
+    main_train(options)
+    other = tmp_path / "other.txt"
+    other.write_text(text_file.read_text(encoding="utf-8").replace("k", "z"), encoding="utf-8")
+    with pytest.raises(ValueError, match="another vocabulary"):
+        main_train([*options, "--data", str(other), "--resume_from_checkpoint"])
+
+
+def test_resuming_where_nothing_is_says_so(options):
+    with pytest.raises(ValueError, match="holds no whole checkpoint to go on from"):
+        main_train([*options, "--resume_from_checkpoint"])
+
+
+def test_resumed_run_goes_on_to_more_steps(options, tmp_path):
+    main_train(options)
+    main_train([*options, "--max_steps", "6", "--resume_from_checkpoint"])
+    report = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
+    assert report["training"]["steps"] == 6
+    assert [point["step"] for point in report["losses"]["curves"]] == [0, 2, 4, 6]
