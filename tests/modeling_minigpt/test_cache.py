@@ -21,7 +21,7 @@ CACHES = {
 }
 LENGTH = 10
 # One long piece, single tokens, pieces that cross the window's edge.
-PIECES = ([LENGTH - 1, 1], [1] * LENGTH, [2, 5, 1, 2], [4, 3, 3])
+PIECES = ([LENGTH - 1, 1], [1, 1, 1, 1, 3, 3], [2, 5, 1, 2])
 
 
 @pytest.fixture(params=VARIANTS)
