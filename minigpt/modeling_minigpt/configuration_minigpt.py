@@ -1,4 +1,4 @@
-"""The description of a MiniGPT: the lecture's GPT by default, and one typed field for each step towards today's models."""
+"""The description of a MiniGPT: the lecture's GPT by default, one typed field for each step towards today's models."""
 
 from difflib import get_close_matches
 from typing import Any, Literal
@@ -65,13 +65,13 @@ class MiniGPTConfig(PreTrainedConfig):
         head_dim: Width of a head; `hidden_size // num_attention_heads` by default.
         max_position_embeddings: Longest context in tokens (`block_size`).
         position_embedding_type: `"learned"` absolute positions, or `"rope"` (rotary, RoFormer).
-        rope_parameters: `{"rope_type": "default", "rope_theta": 10000.0}` by default; types linear, llama3 and yarn too.
+        rope_parameters: `{"rope_type": "default", "rope_theta": 10000.0}` by default; linear, llama3 and yarn too.
         norm_type: `"layernorm"`, `"rmsnorm"`, or `"unweighted_rmsnorm"` (nanochat).
         norm_eps: Added to the variance inside every norm.
         norm_bias: Whether layer norms have a bias.
         embedding_norm: One more norm before the first block (nanochat).
         qk_norm: Norm over each query and key head, `"before_rotary"` (Qwen3) or `"after_rotary"` (nanochat).
-        hidden_act: Activation by its transformers name (`"relu"`, `"gelu_new"`, `"relu2"`, ...) or `"swiglu"` (gated SiLU).
+        hidden_act: Activation by its transformers name (`"relu"`, `"gelu_new"`, `"relu2"`, ...) or `"swiglu"`.
         attention_bias: Bias of the query, key and value projections.
         attention_output_bias: Bias of the attention's output projection.
         mlp_bias: Biases of the feed-forward.

@@ -122,7 +122,11 @@ class BlockGenerationMixin(UnboundedGenerationMixin):
             )
 
     def _prefill(
-        self, input_ids: torch.LongTensor, generation_config: GenerationConfig, model_kwargs: dict[str, Any], **kwargs: Any
+        self,
+        input_ids: torch.LongTensor,
+        generation_config: GenerationConfig,
+        model_kwargs: dict[str, Any],
+        **kwargs: Any,
     ) -> Any:
         new_tokens = generation_config.max_length - input_ids.shape[1]
         if model_kwargs.get("inputs_embeds") is not None:
@@ -204,13 +208,14 @@ class BlockGenerationMixin(UnboundedGenerationMixin):
         position_ids = kwargs.pop("position_ids", None)
         for name in ("use_cache", "logits_to_keep"):
             kwargs.pop(name, None)
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
         modules = (self, self.model, *self.model.layers)
         return (
             type(cache) is DynamicCache
             and not cache.offloading
             and not getattr(cache, "_is_user_defined", False)
             and all(value is None for value in kwargs.values())
-            and (position_ids is None or bool((position_ids == torch.arange(input_ids.shape[1]).to(position_ids)).all()))
+            and (position_ids is None or bool((position_ids.to(positions.device) == positions).all()))
             and input_ids.shape[1] > 0
             and not (generation_config.return_dict_in_generate or generation_config.is_assistant)
             and generation_config.prefill_chunk_size is None

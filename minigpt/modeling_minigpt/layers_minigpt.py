@@ -45,7 +45,7 @@ class LearnedPositions(nn.Embedding):
             return hidden_states + super().forward(position_ids)  # (batch, seq, hidden)
         except IndexError as error:
             raise ValueError(
-                f"a position is outside the block of {self.num_embeddings} learned positions; shorten or crop the input."
+                f"a position is outside the block of {self.num_embeddings} learned positions; crop the input to it."
             ) from error
 
 
@@ -176,6 +176,7 @@ def eager_attention_forward(
         attention_mask: Added to the scores, (batch, 1, seq, total); None to see everything.
         scaling: Factor of the scores.
         dropout: Probability of dropping a weight while training.
+        **kwargs: What other implementations need; ignored.
 
     Returns:
         The output, (batch, seq, heads, head_dim), and the weights, (batch, heads, seq, total).

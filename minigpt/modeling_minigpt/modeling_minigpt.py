@@ -294,8 +294,8 @@ class MiniGPTForCausalLM(MiniGPTPreTrainedModel, BlockGenerationMixin, Generatio
             **kwargs: Passed on to the attention implementation and to the loss.
 
         Returns:
-            `loss` in nats a token if labels were given, `logits` (batch, kept, vocab), `past_key_values`, and on request
-            `hidden_states` and `attentions`.
+            `loss` in nats a token if labels were given, `logits` (batch, kept, vocab), `past_key_values`, and on
+            request `hidden_states` and `attentions`.
         """
         outputs = self.model(
             input_ids=input_ids,
