@@ -1,0 +1,150 @@
+"""A corpus as tokens: encoded once, in chunks of bounded size, and found again the next time."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from numpy.typing import NDArray
+
+from minigpt.tokenization.tokenization_minigpt import MiniGPTTokenizer, UnknownCharacterError
+from minigpt.training.corpus import Corpus, CorpusError
+from minigpt.training.stream import TokenStream
+from minigpt.training.token_files import open_splits, publish, writable_folder, write_rows
+
+__all__ = ["ROW_TOKENS", "TokenStream", "tokenize_corpus"]
+
+ROW_TOKENS = 2**20  # one row for everything takes twenty times its size to build
+TRAIN_FRACTION = 0.9
+FORMAT = 1  # goes up when this file encodes otherwise than before, so that what older versions kept is not read
+
+
+def tokenize_corpus(
+    corpus: Corpus,
+    tokenizer: Any = None,
+    *,
+    cache_dir: str | os.PathLike[str] | None = None,
+    row_tokens: int = ROW_TOKENS,
+) -> datasets.DatasetDict:
+    """Encodes a text into memory-mapped splits, in little memory whatever the text's size.
+
+    The first `int(0.9 * n)` of the n characters are `train` and the others `validation`; nothing is shuffled across
+    the cut. The splits are kept under a key made of the text and the tokenizer, where a second call finds them, and
+    several processes may do so at the same time.
+
+    Args:
+        corpus: The text, from `load_text`.
+        tokenizer: What encodes it, by default a `MiniGPTTokenizer` of the text's own characters. Each split is encoded
+            by itself. A tokenizer without `encode_array` gets pieces that end where a line ends, and adds no special
+            tokens.
+        cache_dir: Where to keep the splits, by default the cache of `datasets`. A temporary folder takes the place of
+            one that cannot be written.
+        row_tokens: Tokens in a row; the last row of a split has what is left.
+
+    Returns:
+        `train` and `validation`, each with one column `tokens`: lists of `uint16`, or of `uint32` where the tokenizer
+        has more than 65,536 tokens.
+
+    Raises:
+        UnknownCharacterError: The text has characters that the tokenizer lacks.
+        CorpusError: The text has parts that the tokenizer cannot express, has changed since it was loaded, or there is
+            no room for its tokens.
+    """
+    if tokenizer is None:
+        tokenizer = MiniGPTTokenizer.from_iterator(corpus.chunks())
+    key = _cache_key(corpus, tokenizer, row_tokens)
+    home = writable_folder(Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "minigpt-tokens" if key else None)
+    folder = home / (key or "tokens")
+    cached = open_splits(folder)
+    if cached is not None:
+        return cached
+    staged = Path(tempfile.mkdtemp(dir=home, prefix="unfinished-"))
+    try:
+        digest = hashlib.sha256()
+        cut = int(TRAIN_FRACTION * corpus.num_characters)
+        for split, start, stop in (("train", 0, cut), ("validation", cut, corpus.num_characters)):
+            encoded = _encode(corpus, start, stop, tokenizer, digest)
+            write_rows(staged / f"{split}.arrow", encoded, _dtype(tokenizer), row_tokens)
+        if digest.hexdigest() != corpus.sha256:
+            raise CorpusError(f"{corpus.name} has changed since it was loaded; load it again.")
+        return publish(staged, folder)
+    except OSError as error:
+        raise CorpusError(
+            f"The tokens of {corpus.name} cannot be written to {home} ({error.strerror or error}); make room for"
+            f" {corpus.num_characters * _dtype(tokenizer).itemsize:,} bytes or set HF_DATASETS_CACHE to another folder."
+        ) from error
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def _encode(
+    corpus: Corpus, start: int, stop: int, tokenizer: Any, digest: "hashlib._Hash"
+) -> Iterator[NDArray[np.unsignedinteger]]:
+    """Yields the tokens of the characters from `start` up to `stop`, and adds these characters to the digest."""
+    by_character = hasattr(tokenizer, "encode_array")
+    pieces = _part(corpus, start, stop)
+    for text in pieces if by_character else _whole_lines(pieces):
+        digest.update(text.encode())
+        if by_character:
+            try:
+                yield tokenizer.encode_array(text, errors="strict")
+            except UnknownCharacterError as error:
+                raise UnknownCharacterError({c: start + at for c, at in error.first_positions.items()}) from None
+        else:
+            yield _encode_subwords(corpus, start, text, tokenizer)
+        start += len(text)
+
+
+def _encode_subwords(corpus: Corpus, start: int, text: str, tokenizer: Any) -> NDArray[np.unsignedinteger]:
+    ids = np.array(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], _dtype(tokenizer))
+    # Where the unknown token is the end of text as well, as in GPT-2, a text may hold it.
+    if tokenizer.unk_token_id not in (None, tokenizer.eos_token_id) and (ids == tokenizer.unk_token_id).any():
+        raise CorpusError(
+            f"{corpus.name} has text between the characters {start:,} and {start + len(text):,} that the tokenizer"
+            f" knows only as {tokenizer.unk_token!r}; take one that was trained on such text."
+        )
+    return ids
+
+
+def _part(corpus: Corpus, start: int, stop: int) -> Iterator[str]:
+    """Yields the characters from `start` up to `stop`, a chunk at a time."""
+    for chunk in corpus.chunks():
+        if stop <= 0:
+            return
+        if start < len(chunk):
+            yield chunk[max(start, 0) : stop]
+        start, stop = start - len(chunk), stop - len(chunk)
+
+
+def _whole_lines(pieces: Iterable[str]) -> Iterator[str]:
+    """Yields the same text cut at line ends; only a line that fills a whole piece is cut elsewhere."""
+    rest = ""
+    for piece in pieces:
+        rest += piece
+        end = rest.rfind("\n") + 1 or len(rest)
+        yield rest[:end]
+        rest = rest[end:]
+    if rest:
+        yield rest
+
+
+def _dtype(tokenizer: Any) -> np.dtype[np.unsignedinteger]:
+    return np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
+
+
+def _cache_key(corpus: Corpus, tokenizer: Any, row_tokens: int) -> str | None:
+    """Returns a name that calls share if they give the same tokens, or None if the tokenizer does not tell."""
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        return None
+    vocabulary = json.loads(tokenizer.backend_tokenizer.to_str())
+    for left_by_the_last_call in ("truncation", "padding"):
+        vocabulary.pop(left_by_the_last_call, None)
+    by_character = hasattr(tokenizer, "encode_array")
+    parts = [FORMAT, corpus.sha256, vocabulary, by_character, row_tokens, TRAIN_FRACTION]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
