@@ -78,24 +78,22 @@ def checkpoint_fault(checkpoint: Path) -> str | None:
         return None
     weights = sorted(checkpoint.glob("*.safetensors"))
     if not weights:
-        return "it has no weights"
+        return "its model.safetensors is missing"
     for file in weights:
         try:
             with safe_open(file, framework="pt"):
                 pass  # opening compares the header with the file's size
         except (OSError, SafetensorError):
-            return f"its {file.name} is cut short"
+            return f"its {file.name} is missing or cut short"
     states = [checkpoint / "optimizer.pt", checkpoint / "scheduler.pt", *sorted(checkpoint.glob("rng_state*.pth"))]
     if len(states) < 3:
-        return "it has no rng_state"
+        return "its rng_state.pth is missing"
     for file in states:
         try:
             with safe_globals():
                 torch.load(file, map_location="cpu", weights_only=True)
-        except FileNotFoundError:
-            return f"it has no {file.name}"
         except Exception:  # whatever a cut file makes a zip reader and an unpickler do
-            return f"its {file.name} is cut short"
+            return f"its {file.name} is missing or cut short"
     return None
 
 

@@ -13,7 +13,13 @@ from typing import Any
 from transformers import Trainer, TrainerCallback
 from transformers.utils import logging as transformers_logging
 
-from minigpt.training.checkpoints import UNFINISHED, delete_surplus, find_checkpoint, remove_unfinished
+from minigpt.training.checkpoints import (
+    UNFINISHED,
+    checkpoint_fault,
+    delete_surplus,
+    find_checkpoint,
+    remove_unfinished,
+)
 
 logger = transformers_logging.get_logger(__name__)
 
@@ -50,6 +56,17 @@ class StagedTrainer(Trainer):
     def _save(self, *args: Any, **kwargs: Any) -> None:
         with _no_progress_bars():
             super()._save(*args, **kwargs)
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
+        started = super()._init_training_state(*args, **kwargs)
+        if self.state.best_global_step:
+            # The folder may have been moved since, and a checkpoint in it may have been damaged.
+            best = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"
+            fault = checkpoint_fault(best)
+            self.state.best_model_checkpoint = None if fault else str(best)
+            if fault:
+                logger.warning("%s, the best checkpoint, is lost: %s.", best, fault)
+        return started
 
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._staging is None else str(self._staging)

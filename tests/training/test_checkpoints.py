@@ -1,0 +1,356 @@
+"""Checkpoints are whole or not there, and a run that was stopped anywhere ends as if it had not been."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from minigpt.modeling_minigpt.configuration_minigpt import MiniGPTConfig
+from minigpt.modeling_minigpt.modeling_minigpt import MiniGPTForCausalLM
+from minigpt.training import staging
+from minigpt.training.checkpoints import (
+    UNFINISHED,
+    CheckpointError,
+    all_checkpoints,
+    checkpoint_fault,
+    delete_surplus,
+    find_checkpoint,
+    last_whole_checkpoint,
+)
+from minigpt.training.run import main_train
+from minigpt.training.trainer import MiniGPTTrainer
+
+# Everything that a resumed run has to bring back is in play: dropout, momentum, a schedule, accumulation, checkpoints
+# in the middle of a logging window, samples, a best checkpoint.
+EVENTFUL = {
+    "max_steps": 12,
+    "logging_steps": 5,
+    "eval_interval": 4,
+    "save_steps": 3,
+    "save_total_limit": None,
+    "sample_length": 8,
+    "gradient_accumulation_steps": 2,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 2,
+    "max_grad_norm": 1.0,
+}
+
+
+@pytest.fixture
+def build_trainer(arguments, tokens, tokenizer):
+    def build(folder, **changes):
+        args = arguments(output_dir=str(folder), **{**EVENTFUL, **changes})
+        torch.manual_seed(0)
+        config = MiniGPTConfig(vocab_size=len(tokenizer), n_embd=8, n_layer=2, n_head=2, block_size=8, dropout=0.2)
+        config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
+        return MiniGPTTrainer(MiniGPTForCausalLM(config), args, tokens, processing_class=tokenizer)
+
+    return build
+
+
+def trained(trainer):
+    trainer.train()
+    return trainer
+
+
+def history(trainer):
+    """All that was logged, but for how long it took."""
+    timed = ("train_runtime", "train_samples_per_second", "train_steps_per_second")
+    return [{key: value for key, value in entry.items() if key not in timed} for entry in trainer.state.log_history]
+
+
+def weights(trainer):
+    return {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
+
+
+def assert_same_weights(one, other):
+    assert one.keys() == other.keys()
+    for name, weight in one.items():
+        assert torch.equal(weight, other[name]), name
+
+
+def damage(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def test_same_seed_gives_the_same_losses_and_weights(build_trainer, tmp_path):
+    one, other = (trained(build_trainer(tmp_path / name)) for name in ("one", "other"))
+    assert history(one) == history(other)
+    assert_same_weights(weights(one), weights(other))
+
+
+def test_another_seed_gives_other_losses(build_trainer, tmp_path):
+    one, other = (trained(build_trainer(tmp_path / str(seed), seed=seed)) for seed in (1, 2))
+    assert history(one)[-1]["train_loss"] != history(other)[-1]["train_loss"]
+
+
+@pytest.mark.parametrize("step", [3, 4, 9, 12])
+def test_resumed_run_ends_as_the_uninterrupted_one(build_trainer, tmp_path, step):
+    whole = build_trainer(tmp_path / "run")
+    whole.train()
+    resumed = build_trainer(tmp_path / "run")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / f"checkpoint-{step}"))
+    assert history(resumed) == history(whole)
+    assert_same_weights(weights(resumed), weights(whole))
+    assert_same_weights(resumed.optimizer.state_dict()["state"][0], whole.optimizer.state_dict()["state"][0])
+
+
+def test_run_of_epochs_resumes_in_its_second_epoch_and_sees_new_crops(build_trainer, tmp_path):
+    few_crops = {"max_steps": -1, "num_train_epochs": 2, "per_device_train_batch_size": 96}
+    whole = build_trainer(tmp_path / "run", **few_crops)
+    steps_an_epoch = len(whole.train_dataset) // (2 * 96)
+    whole.train()
+    assert whole.state.global_step == 2 * steps_an_epoch
+    step = all_checkpoints(tmp_path / "run")[-2]
+    assert int(step.name.partition("-")[2]) > steps_an_epoch
+    resumed = build_trainer(tmp_path / "run", **few_crops)
+    resumed.train(resume_from_checkpoint=str(step))
+    assert history(resumed) == history(whole)
+    sampler = whole._get_train_sampler()
+    first = list(sampler)
+    sampler.set_epoch(1)
+    assert not set(first) & set(sampler)
+
+
+def test_evaluating_and_sampling_change_nothing_about_the_training(build_trainer, tmp_path):
+    watched = trained(build_trainer(tmp_path / "watched", eval_interval=1, sample_length=20))
+    quiet = {"eval_strategy": "no", "eval_on_start": False, "save_strategy": "no"}
+    unwatched = trained(build_trainer(tmp_path / "unwatched", **quiet))
+    assert_same_weights(weights(watched), weights(unwatched))
+
+
+def test_checkpoint_opens_as_a_model(build_trainer, tmp_path):
+    trainer = build_trainer(tmp_path / "run")
+    trainer.train()
+    model = MiniGPTForCausalLM.from_pretrained(tmp_path / "run" / "checkpoint-12")
+    assert_same_weights(model.state_dict(), weights(trainer))
+    assert model.config.use_cache
+
+
+def test_state_in_a_checkpoint_names_no_folder_that_is_gone(build_trainer, tmp_path):
+    build_trainer(tmp_path / "run").train()
+    for checkpoint in all_checkpoints(tmp_path / "run"):
+        text = (checkpoint / "trainer_state.json").read_text(encoding="utf-8")
+        assert UNFINISHED not in text
+        best = json.loads(text)["best_model_checkpoint"]
+        assert best is None or best == str(tmp_path / "run" / f"checkpoint-{json.loads(text)['best_global_step']}")
+    assert not (tmp_path / "run" / UNFINISHED).exists()
+
+
+def test_best_checkpoint_outlives_the_limit_and_comes_back_at_the_end(build_trainer, tmp_path, monkeypatch):
+    trainer = build_trainer(tmp_path / "run", save_total_limit=1, load_best_model_at_end=True, save_steps=4)
+    losses = iter([5.0, 4.0, 1.0, 2.0])  # before the first step, and after steps 4, 8, 12
+    monkeypatch.setattr(
+        "minigpt.training.trainer.estimate_loss", lambda *a, **k: {"train": 1.0, "validation": next(losses)}
+    )
+    at_eight = {}
+    original = trainer._save_checkpoint
+
+    def save(*args):
+        if trainer.state.global_step == 8:
+            at_eight.update(weights(trainer))
+        original(*args)
+
+    monkeypatch.setattr(trainer, "_save_checkpoint", save)
+    trainer.train()
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "run" / "checkpoint-8")
+    assert (tmp_path / "run" / "checkpoint-8").is_dir()
+    assert_same_weights(weights(trainer), at_eight)
+
+
+def test_lowest_estimate_is_saved_also_between_the_regular_saves(build_trainer, tmp_path):
+    trainer = build_trainer(tmp_path / "run", save_steps=100, eval_interval=2, max_steps=6)
+    trainer.train()
+    assert (tmp_path / "run" / f"checkpoint-{trainer.state.best_global_step}").is_dir()
+
+
+def test_limit_deletes_the_oldest_written_not_the_newest(tmp_path):
+    for step, written in ((500, 1), (1000, 2), (600, 3)):  # a run that went back to step 500
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        os.utime(tmp_path / f"checkpoint-{step}", ns=(written, written))
+    delete_surplus(tmp_path, 2, {tmp_path / "checkpoint-600"})
+    assert [path.name for path in all_checkpoints(tmp_path)] == ["checkpoint-600", "checkpoint-1000"]
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
+)
+def test_damaged_checkpoint_is_passed_over_and_named(build_trainer, tmp_path, caplog, name):
+    whole = build_trainer(tmp_path / "run")
+    whole.train()
+    last = tmp_path / "run" / "checkpoint-12"
+    damage(last / name)
+    with caplog.at_level("WARNING"):
+        assert last_whole_checkpoint(tmp_path / "run") == tmp_path / "run" / "checkpoint-9"
+    assert caplog.messages == [f"{last} is damaged (its {name} is missing or cut short) and passed over."]
+    with pytest.raises(CheckpointError, match=f"its {name} is missing or cut short; name another"):
+        find_checkpoint(tmp_path / "run", str(last))
+    resumed = build_trainer(tmp_path / "run")
+    resumed.train(resume_from_checkpoint=True)
+    assert history(resumed) == history(whole)
+    assert checkpoint_fault(last) is None  # written again, whole
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_checkpoint_that_lacks_a_file_is_no_checkpoint(build_trainer, tmp_path, name):
+    build_trainer(tmp_path / "run", max_steps=3).train()
+    (tmp_path / "run" / "checkpoint-3" / name).unlink()
+    assert name.partition(".")[0] in checkpoint_fault(tmp_path / "run" / "checkpoint-3")
+
+
+def test_best_checkpoint_that_is_damaged_is_not_loaded_at_the_end(build_trainer, tmp_path, caplog):
+    build_trainer(tmp_path / "run", load_best_model_at_end=True, save_steps=4).train()
+    state = json.loads((tmp_path / "run" / "checkpoint-12" / "trainer_state.json").read_text(encoding="utf-8"))
+    damage(tmp_path / "run" / f"checkpoint-{state['best_global_step']}" / "model.safetensors")
+    other = next(path for path in all_checkpoints(tmp_path / "run") if checkpoint_fault(path) is None)
+    shutil.copy(tmp_path / "run" / "checkpoint-12" / "trainer_state.json", other)
+    resumed = build_trainer(tmp_path / "run", load_best_model_at_end=True, save_steps=4)
+    with caplog.at_level("WARNING"):
+        resumed.train(resume_from_checkpoint=str(other))
+    assert "the best checkpoint, is lost: its model.safetensors is missing or cut short." in caplog.text
+
+
+def test_moved_run_finds_its_best_checkpoint(build_trainer, tmp_path):
+    build_trainer(tmp_path / "run", max_steps=8, save_steps=4).train()
+    shutil.move(tmp_path / "run", tmp_path / "moved")
+    moved = build_trainer(tmp_path / "moved", max_steps=8, save_steps=4)
+    moved.train(resume_from_checkpoint=True)
+    assert moved.state.best_model_checkpoint == str(tmp_path / "moved" / f"checkpoint-{moved.state.best_global_step}")
+
+
+def test_failed_save_leaves_no_trace_and_the_last_whole_one(build_trainer, tmp_path, monkeypatch):
+    trainer = build_trainer(tmp_path / "run")
+    original = torch.save
+
+    def save(value, file, *args, **kwargs):
+        if trainer.state.global_step >= 6 and str(file).endswith("optimizer.pt"):
+            raise OSError(28, "No space left on device")
+        original(value, file, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(OSError, match="No space left"):
+        trainer.train()
+    assert not (tmp_path / "run" / UNFINISHED).exists()
+    assert last_whole_checkpoint(tmp_path / "run").name == "checkpoint-4"
+
+
+def test_leftovers_of_a_dead_run_are_cleaned_up_at_the_next_start(build_trainer, tmp_path):
+    leftover = tmp_path / "run" / UNFINISHED / "checkpoint-2"
+    leftover.mkdir(parents=True)
+    (leftover / "optimizer.pt").write_bytes(b"half")
+    build_trainer(tmp_path / "run", save_strategy="no").train()
+    assert not leftover.parent.exists()
+
+
+def test_checkpoints_are_pushed_under_their_final_name(build_trainer, tmp_path, monkeypatch):
+    pushed = []
+    monkeypatch.setattr(staging.Trainer, "_push_from_checkpoint", lambda self, folder: pushed.append(folder))
+    trainer = build_trainer(tmp_path / "run")
+    trainer.args.push_to_hub = True
+    trainer.train()
+    assert pushed == [str(tmp_path / "run" / f"checkpoint-{step}") for step in (3, 4, 6, 8, 9, 12)]
+
+
+# -- a real SIGKILL, which nothing can catch --
+
+OPTIONS = [
+    *("--n_embd", "8", "--n_layer", "1", "--n_head", "2", "--block_size", "8", "--dropout", "0.2", "--device", "cpu"),
+    *("--max_steps", "60", "--eval_interval", "10", "--eval_iters", "1", "--sample_length", "5"),
+    *("--save_steps", "7", "--logging_steps", "6", "--max_grad_norm", "1"),
+]
+
+# Dies as soon as so many files of a checkpoint have been written.
+DIES_WHILE_SAVING = """
+import os, signal, sys
+import torch
+from minigpt.training.run import main_train
+files_left = int(sys.argv.pop(1))
+save = torch.save
+def save_and_die(value, file, *args, **kwargs):
+    global files_left
+    save(value, file, *args, **kwargs)
+    files_left -= 1
+    if not files_left:
+        os.kill(os.getpid(), signal.SIGKILL)
+torch.save = save_and_die
+main_train(sys.argv[1:])
+"""
+JUST_TRAINS = "import sys; from minigpt.training.run import main_train; main_train(sys.argv[1:])"
+
+needs_sigkill = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
+
+
+@pytest.fixture
+def options(text_file, tmp_path):
+    return ["--data", str(text_file), "--output_dir", str(tmp_path / "run"), *OPTIONS]
+
+
+@pytest.fixture
+def uninterrupted(options, tmp_path):
+    """The weights and the losses that a run without a kill ends with."""
+    main_train([*options, "--output_dir", str(tmp_path / "uninterrupted")])
+    return outcome(tmp_path / "uninterrupted")
+
+
+def outcome(folder):
+    state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+    timed = ("train_runtime", "train_samples_per_second", "train_steps_per_second")
+    log = [{key: value for key, value in entry.items() if key not in timed} for entry in state["log_history"]]
+    return load_file(folder / "model.safetensors"), log
+
+
+def assert_same_outcome(one, other):
+    assert one[1] == other[1]
+    assert_same_weights(one[0], other[0])
+
+
+@needs_sigkill
+def test_killed_while_saving_it_resumes_to_the_same_end(options, uninterrupted, tmp_path):
+    killed = subprocess.run([sys.executable, "-c", DIES_WHILE_SAVING, "14", *options], capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert (tmp_path / "run" / UNFINISHED).is_dir()
+    main_train([*options, "--resume_from_checkpoint"])
+    assert_same_outcome(outcome(tmp_path / "run"), uninterrupted)
+
+
+@needs_sigkill
+@pytest.mark.slow
+@pytest.mark.parametrize("files", [1, 2, 3, 4, 5, 6, 7, 8])
+def test_killed_at_any_file_of_a_checkpoint_it_resumes_to_the_same_end(options, uninterrupted, tmp_path, files):
+    killed = subprocess.run(
+        [sys.executable, "-c", DIES_WHILE_SAVING, str(files), *options], capture_output=True, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    resume = ["--resume_from_checkpoint"] if all_checkpoints(tmp_path / "run") else []
+    main_train([*options, *resume])
+    assert_same_outcome(outcome(tmp_path / "run"), uninterrupted)
+
+
+@needs_sigkill
+@pytest.mark.slow
+def test_killed_again_and_again_it_ends_the_same(options, uninterrupted, tmp_path):
+    chance = random.Random(time.time_ns())
+    kills = 0
+    while not (tmp_path / "run" / "run.json").exists():
+        resume = ["--resume_from_checkpoint"] if all_checkpoints(tmp_path / "run") else []
+        process = subprocess.Popen(
+            [sys.executable, "-c", JUST_TRAINS, *options, *resume], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        if kills < 6:
+            process.stdout.readline()  # it has begun to train
+            while process.poll() is None and b"step" not in process.stdout.readline():
+                pass
+            time.sleep(chance.uniform(0, 0.6))
+            process.kill()
+            kills += 1
+        _, errors = process.communicate()
+        assert process.returncode in (0, -signal.SIGKILL), errors.decode()
+    assert_same_outcome(outcome(tmp_path / "run"), uninterrupted)
