@@ -91,6 +91,7 @@ class BlockGenerationMixin(UnboundedGenerationMixin):
         past_key_values: Cache | None = None,
         attention_mask: torch.LongTensor | None = None,
         position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Crops the context to the last block; inside the block, and for rolling caches, as transformers does it."""
@@ -109,6 +110,8 @@ class BlockGenerationMixin(UnboundedGenerationMixin):
             past_key_values=past_key_values,
             attention_mask=attention_mask,
             position_ids=position_ids,
+            # Named, not left to kwargs: generate() looks for it in the signature.
+            inputs_embeds=inputs_embeds,
             **kwargs,
         )
 
