@@ -206,6 +206,8 @@ class BlockGenerationMixin(UnboundedGenerationMixin):
         self, input_ids: torch.LongTensor, generation_config: GenerationConfig, model_kwargs: dict[str, Any]
     ) -> bool:
         """Whether nothing was asked for that only the stock loop gives: it must not be noticed but for the time."""
+        from .modeling_minigpt import MiniGPTForCausalLM, MiniGPTModel
+
         kwargs = dict(model_kwargs)
         cache = kwargs.pop("past_key_values", None)
         position_ids = kwargs.pop("position_ids", None)
@@ -229,6 +231,10 @@ class BlockGenerationMixin(UnboundedGenerationMixin):
             and input_ids.device == self.device
             and not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
             and not any("forward" in vars(module) for module in modules)
+            and type(self.model).forward is MiniGPTModel.forward
+            and type(self).forward is MiniGPTForCausalLM.forward
+            and type(self).prepare_inputs_for_generation is BlockGenerationMixin.prepare_inputs_for_generation
+            and "prepare_inputs_for_generation" not in vars(self)
         )
 
     def _sample_fast(
