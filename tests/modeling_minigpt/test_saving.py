@@ -359,7 +359,10 @@ for folder in sorted(path for path in root.iterdir() if path.is_dir()):
             assert torch.equal(reloaded(ids)[0], output)
     if folder.name == "AutoModelForCausalLM":
         model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+        fast_loop, calls = type(model)._sample_fast, []
+        type(model)._sample_fast = lambda *args: calls.append(1) or fast_loop(*args)
         assert torch.equal(model.generate(ids, max_new_tokens=15, do_sample=False), expected["generated"])
+        assert calls == [1]
 assert not any(name == "minigpt" or name.startswith("minigpt.") for name, module in sys.modules.items() if module)
 print("all loaded")
 """
