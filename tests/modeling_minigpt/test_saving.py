@@ -368,7 +368,8 @@ print("all loaded")
 """
 
 
-def test_saved_folders_open_where_the_package_is_not_installed(build, ids, tmp_path):
+def test_saved_folders_open_where_the_package_is_not_installed(build, draw_ids, tmp_path):
+    ids = draw_ids(2, 8, vocab_size=16)
     root, expected = tmp_path / "saved", {"ids": ids}
     for auto_class, ours in HEADS.items():
         model = build(ours, pad_token_id=16, **YARN)
