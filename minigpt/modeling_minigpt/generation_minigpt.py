@@ -131,6 +131,8 @@ class BlockGenerationMixin(UnboundedGenerationMixin):
         model_kwargs: dict[str, Any],
         **kwargs: Any,
     ) -> Any:
+        if input_ids.shape[1] == 0 and model_kwargs.get("inputs_embeds") is None:
+            raise ValueError("generate() got a prompt of 0 tokens and needs 1 to start from; a new line will do.")
         new_tokens = generation_config.max_length - input_ids.shape[1]
         if model_kwargs.get("inputs_embeds") is not None:
             prompt_length = model_kwargs["inputs_embeds"].shape[1]
