@@ -299,6 +299,12 @@ def test_guided_generation_inside_the_block_is_the_formula(build, prompt):
     assert guided.tolist() == ids.tolist()
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_an_empty_prompt_is_refused(model, no_forward, way):
+    with no_forward(model), pytest.raises(ValueError, match="a prompt of 0 tokens and needs 1 to start from"):
+        generate(model, torch.zeros(2, 0, dtype=torch.long), **WAYS[way])
+
+
 # When little is said.
 
 

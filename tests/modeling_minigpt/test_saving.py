@@ -1,9 +1,11 @@
 """What is saved comes back: weights, ties, frequencies and code, and what does not fit is reported."""
 
+import copy
 import importlib
 import json
 import math
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -101,6 +103,16 @@ def test_the_dtype_asked_for_is_the_dtype_given(build, ids, tmp_path, dtype):
 def test_a_model_saved_in_bfloat16_comes_back_in_bfloat16(build, tmp_path):
     build().to(torch.bfloat16).save_pretrained(tmp_path)
     assert AutoModelForCausalLM.from_pretrained(tmp_path).dtype == torch.bfloat16
+
+
+def test_a_copy_and_a_pickled_model_are_whole_and_independent(build, ids):
+    model = build(**ROPE, qk_norm="before_rotary")
+    expected = model(ids).logits
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(twin(ids).logits, expected)
+        torch.nn.init.zeros_(twin.model.layers[0].self_attn.q_norm.weight)
+        assert not torch.equal(twin(ids).logits, expected)
+        assert torch.equal(model(ids).logits, expected)
 
 
 # Building and initialising.
