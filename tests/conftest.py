@@ -28,8 +28,6 @@ os.environ["HF_ENDPOINT"] = NOWHERE
 os.environ["HF_HOME"] = str(CACHES / "huggingface")
 os.environ["XDG_CACHE_HOME"] = str(CACHES)
 os.environ["MPLBACKEND"] = "Agg"
-# Models as small as a test's are faster on one thread, and much faster where others use the machine too.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 # The models here are so small that threads only wait for each other: on two busy cores one thread is five times faster.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
