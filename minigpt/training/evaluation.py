@@ -125,10 +125,10 @@ def _sum_of_losses(model: nn.Module, batches: Iterator[dict[str, Tensor]]) -> tu
         for batch in batches:
             labels = batch["labels"].to(device)  # (batch, seq)
             logits = model(input_ids=batch["input_ids"].to(device), use_cache=False).logits  # (batch, seq, vocab)
-            # Summed in Python's double precision from batch to batch; MPS has none of its own.
-            nats += F.cross_entropy(
-                logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
-            ).item()
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, 1)  # (batch * seq, vocab)
+            losses = F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="none")  # (batch * seq)
+            # On the CPU, for MPS has no double precision.
+            nats += losses.cpu().double().sum().item()
             targets += int((batch["labels"] != IGNORED).sum())
     return nats, targets
 
