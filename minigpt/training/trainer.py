@@ -5,10 +5,13 @@ from typing import Any
 
 import datasets
 import torch
-from torch import Tensor
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback, PreTrainedModel, PrinterCallback, ProgressCallback, TrainerControl
 from transformers.trainer_utils import SaveStrategy
+from transformers.training_args import OptimizerNames
 
 from minigpt.training.arguments import MiniGPTTrainingArguments
 from minigpt.training.batches import RandomCrops, Windows, collate
@@ -132,6 +135,47 @@ class MiniGPTTrainer(StagedTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         return _FreshCrops(dataset) if isinstance(dataset, RandomCrops) else super()._get_train_sampler(train_dataset)
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """As in transformers; in the plain case without what only other cases need.
+
+        For a model of a few milliseconds a step it matters that the stock method walks through all modules to put them
+        in training mode, each time.
+        """
+        if not self._is_plain or num_items_in_batch is not None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        if not model.training:
+            model.train()
+        with self.compute_loss_context_manager():
+            loss = self.compute_loss(model, self._prepare_inputs(inputs))
+        if self.compute_loss_func is None:
+            loss = loss / self.current_gradient_accumulation_steps
+        self.accelerator.backward(loss)
+        return loss.detach()
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """As in transformers; the optimizer is ready by now, and in the plain case loses a wrapper that is of no use.
+
+        At every step that wrapper searches the disk for an optimizer that is not installed.
+        """
+        if self._is_plain and isinstance(self.optimizer, AcceleratedOptimizer):
+            self.optimizer = self.optimizer.optimizer
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether one process trains on one device, without loss scaling and without an optimizer of special needs."""
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        return (
+            not hasattr(optimizer, "train")
+            and self.accelerator.distributed_type == DistributedType.NO
+            and self.accelerator.scaler is None
+            and self.args.n_gpu <= 1
+            and self.args.torch_empty_cache_steps is None
+            and self.args.optim not in (OptimizerNames.LOMO, OptimizerNames.ADALOMO)
+        )
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
         # Crops are all of one length: a mean of their batches' means is exact, and nothing needs to be counted.

@@ -3,7 +3,10 @@
 import random
 
 import pytest
+import torch
 
+from minigpt.modeling_minigpt.configuration_minigpt import MiniGPTConfig
+from minigpt.modeling_minigpt.modeling_minigpt import MiniGPTForCausalLM
 from minigpt.tokenization.tokenization_minigpt import MiniGPTTokenizer
 from minigpt.training.arguments import MiniGPTTrainingArguments
 from minigpt.training.corpus import load_text
@@ -51,5 +54,18 @@ def arguments(tmp_path):
             "sample_length": 0,
         }
         return MiniGPTTrainingArguments(**{**few, **changes})
+
+    return build
+
+
+@pytest.fixture
+def build_model(tokenizer):
+    """Builds a model of a few thousand weights, always the same ones."""
+
+    def build(**changes):
+        torch.manual_seed(0)
+        ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+        small = {"n_embd": 8, "n_layer": 2, "n_head": 2, "block_size": 8}
+        return MiniGPTForCausalLM(MiniGPTConfig(vocab_size=len(tokenizer), **ids, **{**small, **changes}))
 
     return build

@@ -13,7 +13,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from minigpt.modeling_minigpt.configuration_minigpt import MiniGPTConfig
 from minigpt.modeling_minigpt.modeling_minigpt import MiniGPTForCausalLM
 from minigpt.training import staging
 from minigpt.training.checkpoints import (
@@ -45,13 +44,10 @@ EVENTFUL = {
 
 
 @pytest.fixture
-def build_trainer(arguments, tokens, tokenizer):
+def build_trainer(arguments, build_model, tokens, tokenizer):
     def build(folder, **changes):
         args = arguments(output_dir=str(folder), **{**EVENTFUL, **changes})
-        torch.manual_seed(0)
-        config = MiniGPTConfig(vocab_size=len(tokenizer), n_embd=8, n_layer=2, n_head=2, block_size=8, dropout=0.2)
-        config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
-        return MiniGPTTrainer(MiniGPTForCausalLM(config), args, tokens, processing_class=tokenizer)
+        return MiniGPTTrainer(build_model(dropout=0.2), args, tokens, processing_class=tokenizer)
 
     return build
 
