@@ -34,12 +34,12 @@ class MiniGPTTrainingArguments(TrainingArguments):
 
     _argument_group_name = "training"
 
-    eval_interval: int = field(default=100, metadata={"help": "steps between two estimates of the loss (default: 100)"})
+    eval_interval: int = field(default=100, metadata={"help": "steps between two estimates of the loss"})
     eval_iters: int = field(
-        default=50, metadata={"help": "batches of each split that an estimate averages over (default: 50)"}
+        default=50, metadata={"help": "batches of each split that an estimate averages over"}
     )
     sample_length: int = field(
-        default=80, metadata={"help": "tokens of the sample at each estimate, 0 for none (default: 80)"}
+        default=80, metadata={"help": "tokens of the sample at each estimate, 0 for none"}
     )
     keep_best: bool = field(default=True, metadata={"help": "save whenever the validation loss is the lowest so far"})
     early_stopping_patience: int | None = field(

@@ -1,0 +1,129 @@
+"""What is said on the command line is what is done, over the preset, and nonsense is refused with a hint."""
+
+import json
+from dataclasses import fields
+
+import pytest
+from transformers import TrainingArguments
+
+from minigpt.training.arguments import MiniGPTTrainingArguments
+from minigpt.training.command_line import build_parser, parse_train_command
+from minigpt.training.presets import get_preset
+from minigpt.training.run import _arguments
+
+
+def refusal(capsys, *argv):
+    with pytest.raises(SystemExit) as stop:
+        parse_train_command(argv)
+    assert stop.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1].removeprefix("minigpt train: error: ")
+
+
+def test_nothing_said_is_the_preset_seed():
+    command = parse_train_command([])
+    assert (command.preset, command.data, command.device, command.overwrite) == ("seed", None, None, False)
+    assert command.model == command.training == {}
+
+
+def test_flags_win_over_the_preset_and_the_rest_of_it_stays(tmp_path):
+    command = parse_train_command(["--preset", "nano-cpu", "--learning_rate", "0.1", "--output_dir", str(tmp_path)])
+    args = _arguments(get_preset(command.preset), "cpu", command.training)
+    assert args.learning_rate == 0.1
+    assert (args.max_steps, args.adam_beta2, args.lr_scheduler_kwargs) == (2000, 0.99, {"min_lr": 1e-4})
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "field", "expected"),
+    [
+        ("--n_layer", "6", "num_hidden_layers", 6),
+        ("--num_hidden_layers", "6", "num_hidden_layers", 6),
+        ("--n-layer", "6", "num_hidden_layers", 6),
+        ("--dropout", "0", "dropout", 0.0),
+        ("--norm_bias", "false", "norm_bias", False),
+        ("--qk_norm", "none", "qk_norm", None),
+        ("--norm_type", "rmsnorm", "norm_type", "rmsnorm"),
+        ("--sliding_window", "16", "sliding_window", 16),
+        ("--layer_types", json.dumps(["full_attention"] * 4), "layer_types", ["full_attention"] * 4),
+    ],
+)
+def test_every_kind_of_model_field_is_an_option(flag, value, field, expected):
+    assert parse_train_command([flag, value]).model == {field: expected}
+
+
+def test_every_stock_argument_is_an_option_and_makes_it_to_the_arguments():
+    known = {option for action in build_parser()._actions for option in action.option_strings}
+    assert {f"--{stock.name}" for stock in fields(TrainingArguments) if stock.init} <= known
+    command = parse_train_command(["--fp16", "--gradient-accumulation-steps", "3", "--optim", "sgd", "--no_keep_best"])
+    assert command.training == {"fp16": True, "gradient_accumulation_steps": 3, "optim": "sgd", "keep_best": False}
+
+
+def test_epochs_asked_for_win_over_the_number_of_steps_of_the_preset():
+    assert parse_train_command(["--num_train_epochs", "3"]).training["max_steps"] == -1
+    assert parse_train_command(["--num_train_epochs", "3", "--max_steps", "9"]).training["max_steps"] == 9
+
+
+def test_resuming_takes_a_folder_or_none():
+    assert parse_train_command(["--resume_from_checkpoint"]).training == {"resume_from_checkpoint": True}
+    assert parse_train_command(["--resume_from_checkpoint", "a/b"]).training == {"resume_from_checkpoint": "a/b"}
+
+
+def test_help_is_short_shows_an_example_and_leads_to_all_options(capsys):
+    for flag in ("--help", "--help_all"):
+        with pytest.raises(SystemExit) as stop:
+            parse_train_command([flag])
+        assert stop.value.code == 0
+        text = capsys.readouterr().out
+        assert "minigpt train --data my.txt" in text
+        assert "--n_layer" in text
+        assert ("--fsdp_config" in text) == (flag == "--help_all")
+        if flag == "--help":
+            assert len(text.splitlines()) < 80
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--n_layers", "3"], "there is no option --n_layers; did you mean --n_layer?"),
+        (["--max_step=3"], "there is no option --max_step; did you mean --max_steps?"),
+        (["--preset", "nanoo"], "there is no preset 'nanoo'; did you mean 'nano'?"),
+        (["--n_head", "3"], "hidden_size (64) must be a multiple of num_attention_heads (3); change either."),
+        (["--n_layer", "-1"], "num_hidden_layers must be at least 1, got -1."),
+        (["--block_size", "0"], "max_position_embeddings must be at least 1, got 0."),
+        (["--dropout", "x"], "argument --dropout: invalid float value: 'x'"),
+        (["--n_embd", "64.5"], "argument --n_embd/--hidden_size: invalid int value: '64.5'"),
+        (["--preset", "bigram", "--n_layer", "2"], "BigramConfig has no field 'num_hidden_layers'"),
+        (["input.txt"], "'input.txt' belongs to no option."),
+    ],
+)
+def test_what_is_asked_wrongly_is_refused_with_a_hint(capsys, argv, message):
+    assert message in refusal(capsys, *argv)
+
+
+def test_intervals_follow_the_estimates_unless_given(arguments):
+    args = arguments(eval_interval=40)
+    assert (args.eval_steps, args.logging_steps, args.save_steps) == (40, 40, 200)
+    args = arguments(eval_interval=40, logging_steps=10, save_steps=80, eval_steps=20)
+    assert (args.eval_steps, args.logging_steps, args.save_steps) == (20, 10, 80)
+    args = arguments(eval_steps=0.3)
+    assert (args.eval_steps, args.logging_steps, args.save_steps) == (0.3, 0.3, 0.3)
+
+
+def test_early_stopping_is_one_flag(arguments):
+    assert arguments(early_stopping_patience=3).load_best_model_at_end
+    assert not arguments().load_best_model_at_end
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "least"),
+    [("eval_interval", 0, 1), ("eval_iters", 0, 1), ("sample_length", -1, 0), ("early_stopping_patience", 0, 1)],
+)
+def test_our_own_numbers_have_their_range(arguments, name, value, least):
+    with pytest.raises(ValueError, match=f"{name} must be at least {least}, got {value}."):
+        arguments(**{name: value})
+
+
+def test_arguments_survive_a_copy(arguments):
+    args = arguments(eval_interval=40)
+    copy = MiniGPTTrainingArguments(**{own.name: getattr(args, own.name) for own in fields(args) if own.init})
+    assert copy.to_dict() == args.to_dict()
+    assert isinstance(MiniGPTTrainingArguments().output_dir, str)
