@@ -387,10 +387,11 @@ def test_the_way_past_the_block_is_walked_without_a_warning(build, prompt, warni
     assert not [message for message in warnings_of_transformers() if "maximum length" in message or "exceed" in message]
 
 
-def test_past_the_block_each_step_costs_one_block_and_nothing_grows(build, prompt):
+@pytest.mark.parametrize("way", ["fast", "stock"])
+def test_past_the_block_each_step_costs_one_block_and_nothing_grows(build, prompt, way):
     model, lengths = build(), []
     model.model.layers[0].mlp.register_forward_pre_hook(lambda module, args: lengths.append(args[0].shape[1]))
-    model.generate(prompt, max_new_tokens=60, do_sample=False)
+    model.generate(prompt, max_new_tokens=60, do_sample=False, **WAYS[way])
     assert lengths == [5] + [1] * 7 + [BLOCK] * 52
 
 
