@@ -1,26 +1,152 @@
-"""The picture of a run: how the losses went down."""
+"""The picture of a run: how the losses came down, drawn to be shown to somebody."""
 
+import math
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-TRAIN, VALIDATION, INK, FAINT = "#8aa4c8", "#c2410c", "#262626", "#737373"
+COLOURS = {"train": "#7d8ca3", "validation": "#c8501e"}
+INK, FAINT, HAIR = "#1f2328", "#6b7280", "#e5e7eb"
+LEFT, RIGHT = 0.026, 0.974
+TITLE: dict[str, Any] = {"color": INK, "fontsize": 15, "fontweight": "bold"}
+CAPTION: dict[str, Any] = {"color": FAINT, "fontsize": 9.5}
+# Two labels at the right end keep at least this much of the picture's height between them.
+LABEL_DISTANCE = 0.055
 
 
 def draw_losses(report: dict[str, Any], path: Path) -> None:
-    """Draws both curves of a run, its lowest estimate and its final validation loss.
+    """Draws a run into a PNG file of 1600 x 900 pixels.
 
     Args:
         report: What `run.json` holds.
-        path: The PNG file to write, 1600 x 900 pixels.
+        path: The file to write.
     """
-    curves = report["losses"]["curves"]
-    figure = Figure(figsize=(8, 4.5), dpi=200, layout="constrained")
+    loss_figure(report).savefig(path)
+
+
+def loss_figure(report: dict[str, Any]) -> Figure:
+    """Both curves of a run, its lowest estimate, and its loss over the whole validation split in figures.
+
+    Estimates that are not finite, as a run that diverged has them, are left out; without any there are only the words.
+    """
+    figure = Figure(figsize=(8, 4.5), dpi=200, facecolor="white")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    axes = figure.add_axes((0.062, 0.115, 0.77, 0.625))
+    curves = [point for point in report["losses"]["curves"] if all(math.isfinite(point[name]) for name in COLOURS)]
+    if curves:
+        _draw_curves(axes, curves)
+        _mark_lowest(axes, curves)
+    _frame(axes)
+    _write_title(figure, report)
+    return figure
+
+
+def _draw_curves(axes: Axes, curves: list[dict[str, float]]) -> None:
     steps = [point["step"] for point in curves]
-    for name, colour in (("train", TRAIN), ("validation", VALIDATION)):
-        axes.plot(steps, [point[name] for point in curves], color=colour, linewidth=2, label=name)
-    figure.savefig(path)
+    lowest, highest = _visible_losses(curves)
+    axes.set_xlim(0, max(steps[-1], 1))
+    axes.set_ylim(lowest, highest)
+    for name, colour in COLOURS.items():
+        losses = [point[name] for point in curves]
+        axes.plot(steps, losses, color=colour, linewidth=2.2, solid_capstyle="round", clip_on=len(curves) > 1)
+    ends = {name: (curves[-1][name] - lowest) / (highest - lowest) for name in COLOURS}
+    for name, height in _kept_apart(ends).items():
+        axes.text(
+            1.018,
+            height,
+            f"{curves[-1][name]:.3f} {name}",
+            transform=axes.transAxes,
+            color=COLOURS[name],
+            fontsize=9.5,
+            verticalalignment="center",
+        )
+    before, after = curves[0], curves[min(1, len(curves) - 1)]
+    if before["validation"] > highest:
+        fallen = (before["validation"] - highest) / (before["validation"] - after["validation"])
+        axes.annotate(
+            f"from {before['validation']:.2f}",
+            (before["step"] + fallen * (after["step"] - before["step"]), highest),
+            xytext=(7, -3),
+            textcoords="offset points",
+            color=FAINT,
+            fontsize=9,
+            verticalalignment="top",
+        )
+
+
+def _visible_losses(curves: list[dict[str, float]]) -> tuple[float, float]:
+    """The range to show: all of it, or without the first fall where that would leave no room for the rest."""
+    lowest = min(point[name] for point in curves for name in COLOURS)
+    highest = max(point[name] for point in curves for name in COLOURS)
+    if len(curves) > 5:
+        later = max(point[name] for point in curves[1:] for name in COLOURS)
+        if highest - lowest > 2 * (later - lowest):
+            highest = later + 0.12 * (later - lowest)
+    margin = 0.08 * (highest - lowest) or 0.1
+    return lowest - margin, highest + (margin if highest == lowest else 0)
+
+
+def _kept_apart(heights: dict[str, float]) -> dict[str, float]:
+    """Moves two labels apart that would lie on each other."""
+    (low, low_height), (high, high_height) = sorted(heights.items(), key=lambda item: item[1])
+    missing = LABEL_DISTANCE - (high_height - low_height)
+    if missing > 0:
+        low_height, high_height = low_height - missing / 2, high_height + missing / 2
+    return {low: low_height, high: high_height}
+
+
+def _mark_lowest(axes: Axes, curves: list[dict[str, float]]) -> None:
+    point = min(curves, key=lambda point: point["validation"])
+    style = {"color": COLOURS["validation"], "markeredgecolor": "white", "markeredgewidth": 1.5, "clip_on": False}
+    axes.plot(point["step"], point["validation"], marker="o", markersize=8.5, zorder=5, **style)
+    if point is not curves[-1]:
+        along = point["step"] / curves[-1]["step"]
+        axes.annotate(
+            f"lowest {point['validation']:.3f}\nstep {point['step']:,}",
+            (point["step"], point["validation"]),
+            xytext=(0, 12),
+            textcoords="offset points",
+            color=INK,
+            fontsize=9,
+            horizontalalignment="left" if along < 0.1 else "right" if along > 0.9 else "center",
+            verticalalignment="bottom",
+        )
+
+
+def _frame(axes: Axes) -> None:
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(FAINT)
+    axes.grid(axis="y", color=HAIR, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(axis="both", colors=FAINT, labelsize=9.5, length=0, pad=6)
+    axes.tick_params(axis="x", length=3)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.yaxis.set_major_locator(MaxNLocator(6))
+    axes.set_xlabel("step", labelpad=4, **CAPTION)
+
+
+def _write_title(figure: Figure, report: dict[str, Any]) -> None:
+    model, training, validation = report["model"], report["training"], report["losses"]["validation"]
+    size = f"{model['parameters'] / 1e6:.3g} M" if model["parameters"] >= 1e5 else f"{model['parameters']:,}"
+    step = f"at step {model['step']:,}, " if model["chosen_on_validation"] else ""
+    for x, y, words, style in (
+        (LEFT, 0.935, f"{report['preset']} on {report['data']['name']}", TITLE),
+        (LEFT, 0.87, f"{size} parameters, {training['steps']:,} steps in {_duration(training['seconds'])}", CAPTION),
+        (LEFT, 0.785, "loss", CAPTION),
+        (RIGHT, 0.935, f"{validation['loss']:.3f}", TITLE | {"color": COLOURS["validation"]}),
+        (RIGHT, 0.87, f"nats a token {step}over the whole validation split", CAPTION),
+    ):
+        side = "left" if x == LEFT else "right"
+        figure.text(x, y, words, horizontalalignment=side, verticalalignment="center", **style)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 1:
+        return f"{rest} s"
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

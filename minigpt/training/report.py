@@ -1,6 +1,7 @@
 """What is known of a run when it is over: `run.json`, for people and for whoever publishes the model."""
 
 import json
+import math
 import os
 import platform
 from dataclasses import asdict
@@ -125,7 +126,16 @@ def describe_run(
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes a JSON file that is there as a whole or not at all."""
+    """Writes a JSON file that is there as a whole or not at all; numbers that JSON does not know become null."""
+    text = json.dumps(_known_to_json(content), indent=2, ensure_ascii=False, allow_nan=False)
     staged = path.with_name(f"{path.name}.unfinished")
-    staged.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    staged.write_text(text + "\n", encoding="utf-8")
     staged.replace(path)
+
+
+def _known_to_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _known_to_json(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_known_to_json(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
