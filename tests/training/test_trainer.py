@@ -260,7 +260,7 @@ def test_second_ctrl_c_stops_at_once(options, tmp_path, monkeypatch):
 
 # -- several processes --
 
-TWO_PROCESSES = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+TWO_PROCESSES = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
 
 @pytest.mark.slow
