@@ -156,7 +156,10 @@ def test_a_cache_continued_with_the_new_ids_alone_is_refused_past_the_block(mode
     with torch.no_grad():
         model(prompt[:, :4], past_key_values=cache)
     mask, new_ids = torch.ones_like(prompt), prompt[:, 4:]
-    with no_forward(model), pytest.raises(ValueError, match=r"cannot crop its context.*plain generate"):
+    with (
+        no_forward(model),
+        pytest.raises(ValueError, match=r"continuing a cache from the new tokens alone cannot crop.*plain generate"),
+    ):
         generate(model, new_ids, past_key_values=cache, attention_mask=mask, max_new_tokens=BLOCK - 5 + 1)
     inside = generate(model, new_ids, past_key_values=cache, attention_mask=mask, max_new_tokens=BLOCK - 5)
     assert inside[:, 1:].tolist() == crop_loop(model, prompt, BLOCK - 5)[:, 5:].tolist()
@@ -235,11 +238,15 @@ def embeds_of(model, prompt):
 
 
 REFUSED = {
-    "assisted": lambda model, prompt: {"inputs": prompt[:1], "assistant_model": model},
-    "prompt lookup": lambda model, prompt: {"inputs": prompt[:1], "prompt_lookup_num_tokens": 3},
-    "inputs_embeds": embeds_of,
-    "guided": lambda model, prompt: {"inputs": prompt[:1], "guidance_scale": 1.5, "negative_prompt_ids": prompt[1:]},
-    "paged": lambda model, prompt: {"inputs": prompt[:1], "cache_implementation": "paged"},
+    "assisted and prompt-lookup decoding": [
+        lambda model, prompt: {"inputs": prompt[:1], "assistant_model": model},
+        lambda model, prompt: {"inputs": prompt[:1], "prompt_lookup_num_tokens": 3},
+    ],
+    "generation from inputs_embeds": [embeds_of],
+    "guided generation": [
+        lambda model, prompt: {"inputs": prompt[:1], "guidance_scale": 1.5, "negative_prompt_ids": prompt[1:]}
+    ],
+    "continuous batching": [lambda model, prompt: {"inputs": prompt[:1], "cache_implementation": "paged"}],
 }
 
 
@@ -247,13 +254,12 @@ REFUSED = {
 @pytest.mark.parametrize("variant", ["learned", "rope"])
 def test_what_cannot_crop_is_refused_before_anything_runs(build, prompt, no_forward, kind, variant):
     model = build(**CROPPED[variant])
-    kwargs = REFUSED[kind](model, prompt)
-    for length in ({"max_new_tokens": BLOCK - 5 + 1}, {"max_new_tokens": 500}):
-        with (
-            no_forward(model),
-            pytest.raises(ValueError, match=r"cannot crop its context, and \d+ tokens would pass the block of 12"),
-        ):
-            model.generate(**kwargs, do_sample=False, **length)
+    for ask in REFUSED[kind]:
+        kwargs = ask(model, prompt)
+        for new_tokens in (BLOCK - 5 + 1, 500):
+            message = f"{kind} cannot crop its context, and {5 + new_tokens} tokens would pass the block of 12; ask for"
+            with no_forward(model), pytest.raises(ValueError, match=message):
+                model.generate(**kwargs, do_sample=False, max_new_tokens=new_tokens)
 
 
 @pytest.mark.parametrize("variant", ["learned", "rope"])
