@@ -162,10 +162,15 @@ def test_best_checkpoint_outlives_the_limit_and_comes_back_at_the_end(build_trai
     assert_same_weights(weights(trainer), at_eight)
 
 
-def test_lowest_estimate_is_saved_also_between_the_regular_saves(build_trainer, tmp_path):
-    trainer = build_trainer(tmp_path / "run", save_steps=100, eval_interval=2, max_steps=6)
-    trainer.train()
-    assert (tmp_path / "run" / f"checkpoint-{trainer.state.best_global_step}").is_dir()
+@pytest.mark.parametrize("keep_best", [True, False])
+def test_lowest_estimates_are_saved_also_between_the_regular_saves(build_trainer, tmp_path, monkeypatch, keep_best):
+    losses = iter([5.0, 4.0, 3.0, 4.0])  # before the first step, and after steps 2, 4, 6
+    monkeypatch.setattr(
+        "minigpt.training.trainer.estimate_loss", lambda *a, **k: {"train": 1.0, "validation": next(losses)}
+    )
+    build_trainer(tmp_path / "run", save_steps=100, eval_interval=2, max_steps=6, keep_best=keep_best).train()
+    saved = [path.name for path in all_checkpoints(tmp_path / "run")]
+    assert saved == (["checkpoint-2", "checkpoint-4", "checkpoint-6"] if keep_best else ["checkpoint-6"])
 
 
 def test_limit_deletes_the_oldest_written_not_the_newest(tmp_path):

@@ -35,6 +35,14 @@ def test_preset_has_as_many_parameters_as_its_original(name, vocab_size, paramet
     assert model.num_parameters() == parameters
 
 
+def test_nanogpt_presets_start_with_scaled_residual_projections():
+    model = MiniGPTForCausalLM(get_preset("nano-cpu").build_config())
+    for layer in model.model.layers:
+        for projection in (layer.self_attn.o_proj, layer.mlp.down_proj):
+            assert projection.weight.std().item() == pytest.approx(0.02 / 8**0.5, rel=0.05)
+        assert layer.mlp.up_proj.weight.std().item() == pytest.approx(0.02, rel=0.05)
+
+
 def test_unknown_preset_names_the_nearest_and_lists_all():
     with pytest.raises(ValueError, match=r"no preset 'nanocpu'; did you mean 'nano-cpu'\?") as error:
         get_preset("nanocpu")

@@ -40,14 +40,14 @@ def assert_close(one, other, **tolerance):
         torch.testing.assert_close(weight, other[name], msg=lambda text, name=name: f"{name}: {text}", **tolerance)
 
 
-def train_by_hand(model, stream, steps, batch_size, clip, seed=42):
+def train_by_hand(model, stream, optimizer_class, clip, steps, batch_size):
     """The lecture's loop, on the crops that the Trainer is to take, in order."""
     # The biases and norms are not decayed, as is the habit of transformers.
     decayed = [weight for weight in model.parameters() if weight.ndim >= 2]
     others = [weight for weight in model.parameters() if weight.ndim < 2]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=1e-2)
-    crops = RandomCrops(stream, BLOCK, seed=seed)
+    optimizer = optimizer_class(groups, lr=1e-2)
+    crops = RandomCrops(stream, BLOCK, seed=42)
     model.train()
     for step in range(steps):
         batch = crops.__getitems__(range(step * batch_size, (step + 1) * batch_size))  # (batch, block + 1)
@@ -58,28 +58,35 @@ def train_by_hand(model, stream, steps, batch_size, clip, seed=42):
         optimizer.zero_grad()
 
 
-@pytest.mark.parametrize("batch_and_accumulation", [(8, 1), (4, 2), (2, 4)])
-def test_training_equals_the_loop_written_by_hand(build_trainer, build_model, tokens, batch_and_accumulation):
-    batch_size, accumulation = batch_and_accumulation
+@pytest.mark.parametrize(
+    ("name", "optimizer_class", "clip"),
+    # A wrong scale of the gradients would not be seen after clipping, nor by AdamW.
+    [("adamw_torch", torch.optim.AdamW, 0.5), ("sgd", torch.optim.SGD, math.inf)],
+)
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(8, 1), (4, 2), (2, 4)])
+def test_training_equals_the_loop_written_by_hand(
+    build_trainer, build_model, tokens, name, optimizer_class, clip, batch_size, accumulation
+):
     trainer = build_trainer(
         per_device_train_batch_size=batch_size,
         gradient_accumulation_steps=accumulation,
+        optim=name,
         lr_scheduler_type="constant",
         weight_decay=0.1,
-        max_grad_norm=0.5,
+        max_grad_norm=0.5 if math.isfinite(clip) else 0.0,
     )
     trainer.train()
     by_hand = build_model()
-    train_by_hand(by_hand, TokenStream(tokens["train"]), steps=6, batch_size=8, clip=0.5)
+    train_by_hand(by_hand, TokenStream(tokens["train"]), optimizer_class, clip, steps=6, batch_size=8)
     assert_close(weights_of(trainer.model), weights_of(by_hand), rtol=1e-4, atol=1e-5)
 
 
 def test_short_cut_through_a_step_gives_what_the_stock_step_gives(build_trainer, build_model, monkeypatch):
-    shorter = build_trainer(build_model(dropout=0.1), gradient_accumulation_steps=2)
+    shorter = build_trainer(build_model(dropout=0.1).eval(), gradient_accumulation_steps=2)
     assert shorter._is_plain
     shorter.train()
     monkeypatch.setattr(MiniGPTTrainer, "_is_plain", False)
-    stock = build_trainer(build_model(dropout=0.1), gradient_accumulation_steps=2)
+    stock = build_trainer(build_model(dropout=0.1).eval(), gradient_accumulation_steps=2)
     stock.train()
     assert_close(weights_of(shorter.model), weights_of(stock.model), rtol=0, atol=0)
     assert shorter.state.log_history[:-1] == stock.state.log_history[:-1]
@@ -229,13 +236,16 @@ def interrupt(monkeypatch, **when):
 
 
 def test_ctrl_c_saves_a_checkpoint_says_where_and_exits_130(options, tmp_path, monkeypatch, capsys):
-    handler = signal.getsignal(signal.SIGINT)
+    def handler(*signal_and_frame):
+        raise AssertionError("a program's own handler was called")
+
+    before = signal.signal(signal.SIGINT, handler)
     with monkeypatch.context() as patched:
         interrupt(patched, at_step=6)
         with pytest.raises(SystemExit) as stop:
             main_train(options)
     assert stop.value.code == 130
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert signal.signal(signal.SIGINT, before) is handler
     said = capsys.readouterr().err
     assert f"Stopped after step 7; the checkpoint is {tmp_path / 'run' / 'checkpoint-7'}." in said
     assert "--resume_from_checkpoint" in said
