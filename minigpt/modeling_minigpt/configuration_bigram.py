@@ -51,6 +51,13 @@ class BigramConfig(PreTrainedConfig):
                 raise TypeError(f"BigramConfig has no field {key!r}: a bigram is one table of vocab_size x vocab_size.")
             for meant in get_close_matches(key, own_names, n=1, cutoff=0.8):
                 raise TypeError(f"BigramConfig has no field {key!r}; did you mean {meant}?")
+        kwargs.setdefault(
+            "auto_map",
+            {
+                "AutoConfig": "configuration_bigram.BigramConfig",
+                "AutoModelForCausalLM": "modeling_bigram.BigramForCausalLM",
+            },
+        )
         super().__post_init__(**kwargs)
 
     def validate_architecture(self) -> None:
@@ -60,3 +67,6 @@ class BigramConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if self.initializer_range < 0:
             raise ValueError(f"initializer_range must be at least 0, got {self.initializer_range}.")
+
+
+BigramConfig.register_for_auto_class()

@@ -111,3 +111,6 @@ class BigramForCausalLM(PreTrainedModel, UnboundedGenerationMixin, GenerationMix
         table.weight.data = weight.contiguous()
         table.embedding_dim = rows
         return table
+
+
+BigramForCausalLM.register_for_auto_class("AutoModelForCausalLM")

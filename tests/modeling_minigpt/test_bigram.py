@@ -2,7 +2,10 @@
 
 import itertools
 import math
+import os
 import random
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -325,8 +328,26 @@ def test_fields_that_a_bigram_lacks_are_refused_by_name(wrong, message):
 
 
 def test_keys_of_the_libraries_pass_through_the_config(tmp_path):
-    keys = {"auto_map": {"AutoConfig": "a.B"}, "quantization_config": {"bits": 4}}
+    keys = {"auto_map": {"AutoModel": "a.B"}, "quantization_config": {"bits": 4}}
     BigramConfig(vocab_size=9, **keys).save_pretrained(tmp_path)
     loaded = BigramConfig.from_pretrained(tmp_path)
 
-    assert (loaded.vocab_size, loaded.auto_map) == (9, {"AutoConfig": "a.B"})
+    assert (loaded.vocab_size, loaded.auto_map["AutoModel"]) == (9, "a.B")
+
+
+def test_saved_folder_opens_where_the_package_is_not_installed(tmp_path):
+    torch.manual_seed(0)
+    model = BigramForCausalLM(BigramConfig(vocab_size=9))
+    model.save_pretrained(tmp_path / "saved")
+    ids = torch.arange(9)[None]
+    torch.save(model(ids).logits, tmp_path / "logits.pt")
+    script = (
+        "import sys; sys.modules['minigpt'] = None\n"
+        "import torch; from transformers import AutoModelForCausalLM\n"
+        "model = AutoModelForCausalLM.from_pretrained('saved', trust_remote_code=True)\n"
+        "logits = torch.load('logits.pt', weights_only=True)\n"
+        "assert torch.equal(model(torch.arange(9)[None]).logits, logits)\n"
+        "assert model.generate(torch.zeros(1, 1, dtype=torch.long), max_new_tokens=50).shape == (1, 51)\n"
+    )
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True)
