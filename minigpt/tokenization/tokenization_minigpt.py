@@ -41,10 +41,7 @@ class UnknownCharacterError(ValueError):
 
     def __str__(self) -> str:
         named = (f"{_name(character)} first at position {at}" for character, at in self.first_positions.items())
-        return (
-            f"the vocabulary lacks {_shorten(named)}; train the tokenizer on text that has what is missing, take it"
-            f' out of the text, or pass errors="unk" to read it as {UNKNOWN}'
-        )
+        return f"the vocabulary lacks {_shorten(named)}; take out what is missing, or train on text that has it"
 
 
 class MiniGPTTokenizer(TokenizersBackend):
@@ -129,8 +126,7 @@ class MiniGPTTokenizer(TokenizersBackend):
         Raises:
             UnknownCharacterError: A character is outside the vocabulary and `errors` is `"strict"`.
         """
-        if errors not in ("strict", "unk"):
-            raise ValueError(f'errors is {errors!r} and can only be "strict" or "unk"')
+        _check_errors(errors)
         codes = _code_points(text)
         ids = self._id_of_code.take(codes, mode="clip")
         if errors == "strict":
@@ -187,25 +183,31 @@ class MiniGPTTokenizer(TokenizersBackend):
             self.__dict__.pop(derived, None)
         return super()._add_tokens(new_tokens, special_tokens=special_tokens)
 
-    def _encode_plus(self, text: Any, text_pair: Any = None, *args: Any, **kwargs: Any) -> BatchEncoding:
+    def _encode_plus(
+        self, text: Any, text_pair: Any = None, *args: Any, errors: Literal["strict", "unk"] = "unk", **kwargs: Any
+    ) -> BatchEncoding:
+        _check_errors(errors)
         # A chat with its control tokens marked comes back here piece by piece, without the marks.
         if not kwargs.get("sanitize_control_tokens"):
-            self._notice_unknown([*_strings(text), *_strings(text_pair)], kwargs.get("split_special_tokens"))
+            texts = [*_strings(text), *_strings(text_pair)]
+            self._notice_unknown(texts, kwargs.get("split_special_tokens"), errors)
         return super()._encode_plus(text, text_pair, *args, **kwargs)
 
-    def _notice_unknown(self, texts: list[str], split_special_tokens: bool | None) -> None:
-        """Warns, the first time only, of characters that become the unknown token."""
+    def _notice_unknown(self, texts: list[str], split_special_tokens: bool | None, errors: str) -> None:
+        """Warns, the first time only, of characters that become the unknown token; raises where that is not wanted."""
         unknown = set().union(*texts).difference(self.stoi)
         if not unknown:
             return
         _refuse_surrogates(unknown)
-        if self._has_warned:
+        if self._has_warned and errors == "unk":
             return
         # `<|endoftext|>` may be made of characters that the vocabulary lacks and is known all the same.
         split = self.split_special_tokens if split_special_tokens is None else split_special_tokens
         whole = [token.content for token in self.added_tokens_decoder.values() if not (split and token.special)]
         between = re.compile("|".join(map(re.escape, whole)))
         unknown = set().union(*(between.sub("", text) for text in texts)).difference(self.stoi)
+        if unknown and errors == "strict":
+            raise UnknownCharacterError({c: next(t.index(c) for t in texts if c in t) for c in sorted(unknown)})
         if unknown:
             self._has_warned = True
             logger.warning(
@@ -213,6 +215,11 @@ class MiniGPTTokenizer(TokenizersBackend):
                 _shorten(map(_name, sorted(unknown))),
                 self.unk_token,
             )
+
+
+def _check_errors(errors: str) -> None:
+    if errors not in ("strict", "unk"):
+        raise ValueError(f'errors is {errors!r} and can only be "strict" or "unk"')
 
 
 def _code_points(text: str) -> NDArray[np.uint32]:

@@ -241,13 +241,22 @@ def test_decode_array_refuses_what_is_not_a_row_of_integers(shakespeare, ids):
 # Unknown characters
 
 
+def test_the_ordinary_door_can_be_strict_too(shakespeare):
+    with pytest.raises(UnknownCharacterError) as caught:
+        shakespeare(["to be", "or naïve<|endoftext|>"], errors="strict")
+    assert caught.value.first_positions == {"ï": 5}
+    assert shakespeare("to be<|endoftext|>", errors="strict")["input_ids"][-1] == shakespeare.eos_token_id
+    with pytest.raises(ValueError, match="can only be"):
+        shakespeare("to be", errors="ignore")
+
+
 def test_strict_encoding_names_characters_code_points_positions_and_the_remedy(shakespeare):
     with pytest.raises(UnknownCharacterError) as caught:
         shakespeare.encode_array("Naïve Zoë — 🎭, naïve — Æ")
     message = str(caught.value)
     assert "'ï' (U+00EF) first at position 2, 'ë' (U+00EB) first at position 8, '—' (U+2014) first at" in message
     assert "position 10, '🎭' (U+1F3AD) first at position 12, 'Æ' (U+00C6) first at position 23; " in message
-    assert 'errors="unk"' in message
+    assert message.endswith("take out what is missing, or train on text that has it")
     assert caught.value.first_positions == {"ï": 2, "ë": 8, "—": 10, "🎭": 12, "Æ": 23}
     assert isinstance(caught.value, ValueError)
 
