@@ -34,7 +34,22 @@ _FOREIGN_NAMES = {
     "context_length": "max_position_embeddings",
     "d_model": "hidden_size",
     "n_inner": "intermediate_size",
+    "d_ff": "intermediate_size",
     "n_kv_head": "num_key_value_heads",
+    "n_kv_heads": "num_key_value_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "seq_len": "max_position_embeddings",
+    "max_seq_len": "max_position_embeddings",
+    "attention_dropout": "dropout",
+    "attn_pdrop": "dropout",
+    "resid_pdrop": "dropout",
+    "embd_pdrop": "embedding_dropout",
+    "layer_norm_epsilon": "norm_eps",
+    "layer_norm_eps": "norm_eps",
+    "rms_norm_eps": "norm_eps",
+    "activation_function": "hidden_act",
+    "weight_tying": "tie_word_embeddings",
+    "logit_softcap": "final_logit_softcapping",
     "bias": "attention_bias, attention_output_bias, mlp_bias, norm_bias or lm_head_bias",
 }
 # Every class stands here whichever of them was saved, so that each opens a repository by its Auto class.
@@ -230,6 +245,8 @@ class MiniGPTConfig(PreTrainedConfig):
         known = ("default", "linear", "llama3", "yarn")
         if rope_type not in known:
             raise ValueError(f"rope_type must be one of {', '.join(known)}, got {rope_type!r}.")
+        if (theta := (self.rope_parameters or {}).get("rope_theta", 1)) <= 0:
+            raise ValueError(f"rope_theta must be above 0, got {theta}.")
         if "partial_rotary_factor" in (self.rope_parameters or {}):
             raise ValueError("partial_rotary_factor is not supported: rotary positions turn the whole head.")
 
