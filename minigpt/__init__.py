@@ -20,6 +20,7 @@ _PUBLIC = {
     "MiniGPTTrainer": "training.trainer",
     "MiniGPTTrainingArguments": "training.arguments",
     "TextbookGPT": "modeling_minigpt.textbook",
+    "TokenStream": "training.stream",
     "get_batch": "training.batches",
     "load_text": "training.corpus",
     "tokenize_corpus": "training.tokens",
@@ -70,6 +71,13 @@ def register() -> None:
         AutoTokenizer.register(config_class, fast_tokenizer_class=MiniGPTTokenizer, exist_ok=True)
 
 
+def _is_command_line() -> bool:
+    program = getattr(sys, "argv", [""])[0]
+    if program == "-m":  # while packages load, all that says which module is to run
+        return sys.orig_argv[sys.orig_argv.index("-m") + 1 :][:1] == ["minigpt"]
+    return Path(program).stem == "minigpt"
+
+
 # Importing torch takes seconds. The command line registers when a command needs models, so that its help is instant.
-if Path(sys.argv[0]).stem not in ("minigpt", "-m"):
+if not _is_command_line():
     register()

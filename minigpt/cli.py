@@ -1,15 +1,16 @@
 """The command line: `minigpt train`, `minigpt generate`, `minigpt eval`."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 # Nothing heavy is imported before a command needs it: the help is instant.
 
 HELP = """\
-usage: minigpt COMMAND ...
+usage: minigpt [--debug] COMMAND ...
 
 The smallest GPT that is a complete Hugging Face citizen.
 
@@ -21,7 +22,7 @@ commands:
 options:
   -h, --help     this help; every command has its own: minigpt train --help
   --version      the version
-  --debug        show the traceback of an error
+  --debug        before the command: show the traceback of an error
 """
 
 
@@ -61,7 +62,8 @@ def generate(argv: Sequence[str]) -> None:
     model, tokenizer = open_trained(arguments.model, arguments.device)
     input_ids = encode_prompt(tokenizer, arguments.prompt).to(model.device)  # (1, seq)
     block_size = model.config.max_position_embeddings
-    if (length := input_ids.shape[1]) > block_size:
+    crops = not getattr(model.config, "rolls_past_block", True)
+    if crops and (length := input_ids.shape[1]) > block_size:
         print(f"The prompt has {length} tokens: the model goes on from the last {block_size}.", file=sys.stderr)
     if arguments.seed is not None:
         set_seed(arguments.seed)
@@ -102,7 +104,8 @@ def evaluate(argv: Sequence[str]) -> None:
     from minigpt.hub.trained import open_trained
     from minigpt.training.corpus import load_text
     from minigpt.training.evaluation import validation_loss
-    from minigpt.training.tokens import TokenStream, tokenize_corpus
+    from minigpt.training.stream import TokenStream
+    from minigpt.training.tokens import TRAIN_FRACTION, tokenize_corpus
 
     _calm()
     model, tokenizer = open_trained(arguments.model, arguments.device)
@@ -110,7 +113,11 @@ def evaluate(argv: Sequence[str]) -> None:
     if corpus.notice:
         print(corpus.notice, file=sys.stderr)
     stream = TokenStream(tokenize_corpus(corpus, tokenizer)[arguments.split])
-    evaluation = validation_loss(model, stream, model.config.max_position_embeddings)
+    cut = int(TRAIN_FRACTION * corpus.num_characters)
+    characters = cut if arguments.split == "train" else corpus.num_characters - cut
+    evaluation = validation_loss(
+        model, stream, model.config.max_position_embeddings, characters_per_token=characters / len(stream)
+    )
     print(
         f"{corpus.name}, {arguments.split} split, {evaluation.targets:,} tokens: "
         f"loss {evaluation.loss:.4f} nats a token, "
@@ -131,8 +138,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0, 1 if it could not be done, 2 if it was asked wrongly, 130 if it was interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
+    # After the command it is a training argument of transformers.
+    debug = arguments[:1] == ["--debug"]
+    arguments = arguments[1:] if debug else arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A console that lacks a character shows a stand-in for it: a run must not end with an error over that.
+        sys.stdout.reconfigure(errors="replace")
     if not arguments or arguments[0] in ("-h", "--help"):
         print(HELP, end="")
         return 0 if arguments else 2
@@ -177,9 +188,10 @@ def _calm() -> None:
 def _report(error: Exception) -> int:
     from huggingface_hub.errors import StrictDataclassError
 
+    from minigpt.hub.trained import AskedWrongly
     from minigpt.tokenization.tokenization_minigpt import UnknownCharacterError
 
-    asked_wrongly = isinstance(error, (StrictDataclassError, UnknownCharacterError, TypeError))
+    asked_wrongly = isinstance(error, (AskedWrongly, StrictDataclassError, UnknownCharacterError))
     while isinstance(error, StrictDataclassError) and isinstance(error.__cause__, Exception):
         error = error.__cause__
     sentence = " ".join(str(error).split()) or type(error).__name__
@@ -187,10 +199,13 @@ def _report(error: Exception) -> int:
     return 2 if asked_wrongly else 1
 
 
-def _parser(command: str, description: str, example: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(
-        prog=f"minigpt {command}", description=description, epilog=f"example: {example}", allow_abbrev=False
-    )
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def _parser(command: str, description: str, example: str) -> _Parser:
+    return _Parser(prog=f"minigpt {command}", description=description, epilog=f"example: {example}", allow_abbrev=False)
 
 
 def _positive(text: str) -> int:

@@ -28,7 +28,7 @@ os.environ["HF_ENDPOINT"] = NOWHERE
 os.environ["HF_HOME"] = str(CACHES / "huggingface")
 os.environ["XDG_CACHE_HOME"] = str(CACHES)
 os.environ["MPLBACKEND"] = "Agg"
-# The models here are so small that threads only wait for each other: on two busy cores one thread is five times faster.
+# The models here are so small that threads only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 

@@ -1,25 +1,32 @@
 """A trained model, opened: on the right device, with the tokenizer it was trained with."""
 
+import json
 from pathlib import Path
 
 import torch
+from huggingface_hub import HfApi
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import minigpt
+
+
+class AskedWrongly(ValueError):
+    """What was asked for cannot be done, however often it is tried: the command line exits with status 2."""
 
 
 def find_device(name: str | None = None) -> torch.device:
     """The device asked for, or the best there is: CUDA, else MPS, else the CPU.
 
     Raises:
-        ValueError: If this machine does not have the device asked for.
+        AskedWrongly: If this machine does not have the device asked for.
     """
     available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
     if name is None:
         return torch.device(next(kind for kind, is_available in available.items() if is_available()))
     kind = name.partition(":")[0]
     if kind not in available or not available[kind]():
-        raise ValueError(f"there is no device {name!r} here; use {find_device()} or leave it out.")
+        raise AskedWrongly(f"there is no device {name!r} here; use {find_device()} or leave it out.")
     return torch.device(name)
 
 
@@ -45,25 +52,37 @@ def open_trained(source: str | Path, device: str | None = None) -> tuple[PreTrai
         device: `cuda`, `mps` or `cpu`; the best there is by default.
 
     Raises:
-        OSError: If there is no model under that name.
+        OSError: If there is no model under that name, or it cannot be read.
         ValueError: If the device is not there, or the tokenizer does not fit the model.
     """
     target = find_device(device)
     minigpt.register()
-    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
+    is_folder = Path(source).is_dir()
+    if is_folder and not (Path(source) / "config.json").is_file():
         raise OSError(f"the folder {source} holds no model: it has no config.json.")
     try:
-        model = AutoModelForCausalLM.from_pretrained(source)
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except OSError as error:
-        if Path(source).is_dir():
-            raise
+        local_only = is_folder or not _hub_has(str(source))
+        model = AutoModelForCausalLM.from_pretrained(source, local_files_only=local_only)
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local_only)
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        if is_folder:
+            reason = " ".join(str(error).split())
+            raise OSError(f"the model in {source} is damaged or half-written ({reason}); train it again.") from error
         raise OSError(
             f"{source} is neither a folder nor a model that the Hub gives out; "
             "check the name, or train one with `minigpt train`."
         ) from error
     check_vocabulary(model, tokenizer)
     return model.to(target).eval(), tokenizer
+
+
+def _hub_has(repository: str) -> bool:
+    """Asks once: transformers would ask a Hub that is out of reach for half a minute before it looks in the cache."""
+    try:
+        HfApi().model_info(repository, timeout=10)
+    except Exception:  # no such repository, no network, offline mode: what is left is the cache
+        return False
+    return True
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> torch.Tensor:

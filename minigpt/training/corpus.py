@@ -72,6 +72,8 @@ def load_text(
     Raises:
         CorpusError: No such text, or it is empty, binary or not UTF-8.
     """
+    if isinstance(source, list | tuple) and len(source) == 1:
+        return load_text(source[0], text_column=text_column, subset=subset)
     if source is None:
         return _default_corpus()
     if source == "plays":
@@ -114,6 +116,9 @@ def _plays() -> Corpus:
 def _files(sources: Sequence[str | os.PathLike[str]]) -> Corpus:
     if not sources:
         raise CorpusError("An empty list names no text; give at least one file or folder.")
+    for source in sources:
+        if source in ("plays", "tiny_shakespeare") and not Path(source).exists():
+            raise CorpusError(f"{source!r} is a whole corpus and {len(sources)} texts were named; give it alone.")
     files = [file for source in sources for file in text_files(source)]
     first, *others = [Path(source).expanduser().resolve().name for source in sources]
     return _corpus(f"{first} + {len(others)} more" if others else first, lambda: read_files(files))

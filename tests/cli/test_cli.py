@@ -1,9 +1,18 @@
+import math
+import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.trainers import WordLevelTrainer
+from transformers import PreTrainedTokenizerFast
 
 from minigpt import MiniGPTConfig, MiniGPTForCausalLM, MiniGPTTokenizer, __version__
 from minigpt.cli import COMMANDS, main
@@ -142,7 +151,7 @@ def test_eval_prints_the_loss_over_every_next_character(
     total = 0.0
     for start in range(0, len(ids) - 1, 16):
         window = ids[start : start + 17]
-        logits = model(window[None, :-1]).logits[0]
+        logits = model(window[None, :-1]).logits[0].detach()
         total += float(torch.nn.functional.cross_entropy(logits, window[1:], reduction="sum"))
     assert f"{len(ids) - 1:,} tokens" in printed
     assert f"loss {total / (len(ids) - 1):.4f} " in printed
@@ -177,5 +186,101 @@ def test_a_traceback_is_shown_only_with_debug(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_device_that_is_not_there_is_refused(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["generate", str(trained), "--device", "tpu"]) == 1
+    assert main(["generate", str(trained), "--device", "tpu"]) == 2
     assert "no device 'tpu'" in capsys.readouterr().err
+
+
+def test_a_corpus_is_known_by_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--n_embd", "8", "--n_layer", "1", "--n_head", "1", "--eval_iters", "1", "--sample_length", "3"]
+    folder = tmp_path / "run"
+    assert main(["train", "--data", "plays", "--max_steps", "1", "--output_dir", str(folder), *small]) == 0
+    assert "plays" in capsys.readouterr().out
+    assert main(["eval", str(folder), "--data", "plays", "--split", "validation"]) == 0
+    assert capsys.readouterr().out.startswith("plays, validation split, 87,")
+
+
+def test_a_corpus_named_among_files_is_refused(
+    trained: Path, text_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["eval", str(trained), "--data", "plays", str(text_file)]) == 1
+    assert "give it alone" in capsys.readouterr().err
+
+
+def test_bits_a_character_of_a_subword_model_count_characters(
+    text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    subwords = Tokenizer(WordLevel({"<unk>": 0}, unk_token="<unk>"))
+    subwords.pre_tokenizer = WhitespaceSplit()
+    subwords.train_from_iterator([TEXT], WordLevelTrainer(special_tokens=["<unk>"]))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=subwords, unk_token="<unk>")
+    tokenizer.save_pretrained(tmp_path)
+    config = MiniGPTConfig(vocab_size=len(tokenizer), hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
+    MiniGPTForCausalLM(config).save_pretrained(tmp_path)
+    assert main(["eval", str(tmp_path), "--data", str(text_file)]) == 0
+    loss, bits = map(float, re.search(r"loss (\S+) nats a token, (\S+) bits", capsys.readouterr().out).groups())
+    validation = TEXT[int(0.9 * len(TEXT)) :]
+    tokens = len(validation.split())
+    assert bits == pytest.approx(loss * (tokens - 1) * tokens / (tokens - 1) / len(validation) / math.log(2), rel=1e-3)
+
+
+def test_a_half_written_model_is_one_sentence(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained, tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    assert main(["generate", str(tmp_path / "cut")]) == 1
+    error = capsys.readouterr().err
+    assert "damaged or half-written" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_asking_wrongly_is_one_sentence(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in (["generate", str(trained), "--top_p", "2"], ["eval", str(trained), "--split", "test"]):
+        assert main(argv) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_character_that_the_console_lacks_does_not_end_in_an_error(trained: Path, tmp_path: Path) -> None:
+    tokenizer = MiniGPTTokenizer.from_text("é\n")
+    config = MiniGPTConfig(vocab_size=len(tokenizer), hidden_size=4, num_hidden_layers=1, num_attention_heads=1)
+    model = MiniGPTForCausalLM(config)
+    model.generation_config = lecture_generation_config(tokenizer.all_special_ids)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    command = [sys.executable, "-m", "minigpt", "generate", str(tmp_path), "--prompt", "é", "--max_new_tokens", "3"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    result = subprocess.run(command, capture_output=True, env=environment, check=True)
+    assert result.stdout.startswith(b"?")
+
+
+def test_a_reader_that_goes_away_is_no_traceback(trained: Path) -> None:
+    command = [sys.executable, "-m", "minigpt", "generate", str(trained), "--max_new_tokens", "20000", "--stream"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.read(20)
+        process.stdout.close()
+        assert b"Traceback" not in process.stderr.read()
+        assert process.wait() == 1
+
+
+def test_ctrl_c_exits_130(trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MiniGPTForCausalLM, "generate", interrupt)
+    assert main(["generate", str(trained)]) == 130
+    assert capsys.readouterr().err == "minigpt: interrupted.\n"
+
+
+def test_a_package_that_is_run_with_m_gets_the_auto_classes_too(tmp_path: Path) -> None:
+    package = tmp_path / "mine"
+    package.mkdir()
+    (package / "__init__.py").write_text("import minigpt\n", encoding="utf-8")
+    (package / "go.py").write_text(
+        "from transformers import AutoConfig\nprint(type(AutoConfig.for_model('minigpt')).__name__)\n", encoding="utf-8"
+    )
+    command = [sys.executable, "-m", "mine.go"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert result.stdout == "MiniGPTConfig\n"
