@@ -6,6 +6,8 @@ Preset `nano` is left out unless it is named: without a GPU it takes hours.
 """
 
 import argparse
+import contextlib
+import sys
 from pathlib import Path
 
 from benchmarks.side_by_side import markdown_table
@@ -22,7 +24,8 @@ def main(argv: list[str] | None = None) -> None:
     rows, device = [], ""
     for name in arguments.presets:
         folder = arguments.folder / name
-        report = train(name, arguments.data, overwrite=True, training={"output_dir": str(folder)}).report
+        with contextlib.redirect_stdout(sys.stderr):
+            report = train(name, arguments.data, overwrite=True, training={"output_dir": str(folder)}).report
         validation, training = report["losses"]["validation"], report["training"]
         device = report["hardware"]["name"]
         rows.append(

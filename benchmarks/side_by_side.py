@@ -1,4 +1,4 @@
-"""Measuring sides against each other on a machine that others use too: alternate them, take medians, quote ratios."""
+"""Measuring sides against each other on a machine with other things to do: by turns, in medians, as ratios."""
 
 import gc
 from collections.abc import Callable, Mapping, Sequence

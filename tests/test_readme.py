@@ -1,0 +1,92 @@
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from benchmarks.readme import NAMES, RESULTS, fill, shorten
+from minigpt.cli import main
+from minigpt.training.corpus import PLAYS
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+FEW_STEPS = ["--max_steps", "4", "--eval_iters", "1", "--sample_length", "5", "--overwrite"]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+
+
+def commands() -> list[list[str]]:
+    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    return [shlex.split(line) for line in lines if line.startswith("minigpt ")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("reader")
+    text = PLAYS.read_text(encoding="utf-8")[:20_000]
+    for name in ("my.txt", "input.txt"):
+        (folder / name).write_text(text, encoding="utf-8", newline="\n")
+    return folder
+
+
+def test_every_command_and_every_block_of_code_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    for name, *arguments in commands():
+        assert name == "minigpt"
+        few = FEW_STEPS if arguments[0] == "train" else []
+        assert main([*arguments, *few]) == 0, arguments
+    namespace: dict[str, object] = {}
+    for code in blocks("python"):
+        exec(compile(code, "README.md", "exec"), namespace)
+
+
+def test_every_make_target_named_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = re.findall(r"^make (\S+)$", "\n".join(blocks("sh")), flags=re.MULTILINE)
+    assert {"run", "test", "test-all"} <= set(targets)
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+def test_the_generated_parts_are_what_the_commands_printed() -> None:
+    assert set(re.findall(r"<!-- generated: (\w+) -->", README)) == set(NAMES)
+    assert fill(README) == README
+    assert all((RESULTS / f"{name}.md").stat().st_size > 100 for name in NAMES)
+
+
+def test_every_file_that_is_linked_exists() -> None:
+    links = re.findall(r"\]\((?!https?:)([^)]+)\)", README)
+    assert "docs/loss.png" in links
+    assert all((ROOT / link).exists() for link in links)
+
+
+def test_numbers_outside_the_generated_parts_are_the_splits_and_versions() -> None:
+    prose = re.sub(r"<!-- generated.*?<!-- end -->|```.*?```|`[^`]*`|\(https?:[^)]*\)", "", README, flags=re.DOTALL)
+    assert set(re.findall(r"(?<![\w-])\d[\d.,]*\d|(?<![\w.-])\d(?![\w.])", prose)) <= {
+        "3.11",
+        "111,539",
+        "1.1",
+        "1",
+        "2",
+    }
+
+
+def test_a_shortened_run_keeps_its_results_and_says_what_it_left_out() -> None:
+    printed = [
+        "preset  seed",
+        "",
+        *(f"step {i}\n    sample" for i in range(9)),
+        "",
+        "validation loss 1.8",
+        "9 steps",
+        "",
+    ]
+    printed += [*(f"line {i}" for i in range(30)), "", "model    runs/seed", "picture  runs/seed/loss.png"]
+    short = shorten("\n".join(printed)).splitlines()
+    assert "validation loss 1.8" in short
+    assert "step 8" in short
+    assert "step 4" not in short
+    assert short.count("...") == 2
+    assert short[-1] == "picture  runs/seed/loss.png"
