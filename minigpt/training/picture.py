@@ -101,7 +101,12 @@ def _kept_apart(heights: dict[str, float]) -> dict[str, float]:
 
 def _mark_lowest(axes: Axes, curves: list[dict[str, float]]) -> None:
     point = min(curves, key=lambda point: point["validation"])
-    style = {"color": COLOURS["validation"], "markeredgecolor": "white", "markeredgewidth": 1.5, "clip_on": False}
+    style: dict[str, Any] = {
+        "color": COLOURS["validation"],
+        "markeredgecolor": "white",
+        "markeredgewidth": 1.5,
+        "clip_on": False,
+    }
     axes.plot(point["step"], point["validation"], marker="o", markersize=8.5, zorder=5, **style)
     if point is not curves[-1]:
         along = point["step"] / curves[-1]["step"]
