@@ -1,6 +1,6 @@
 """Tokens a second of one stream: MiniGPT's `generate()`, stock GPT-2's, and the textbook loop.
 
-    python -m benchmarks.generate [--rounds 7] [--presets seed nano-cpu nano] [--profile]
+    python -m benchmarks.generate [--rounds 7] [--presets seed nano-cpu nano] [--long 10000] [--profile]
 
 Same shapes and a vocabulary of 68; untrained weights, which take as long as trained ones. Inside the block the text
 fills it from a single token; past the block it goes on from a full one, which stock GPT-2 cannot do.
@@ -10,11 +10,13 @@ import argparse
 import cProfile
 import pstats
 from collections.abc import Callable
+from itertools import pairwise
 from statistics import median
 from time import perf_counter
 
 import torch
 from transformers import GenerationMixin, GPT2Config, GPT2LMHeadModel
+from transformers.generation import BaseStreamer
 
 from benchmarks.side_by_side import alternate, markdown_table, ratio
 from minigpt import MiniGPTConfig, MiniGPTForCausalLM, TextbookGPT
@@ -111,6 +113,43 @@ def compare(preset_name: str, rounds: int) -> list[list[str]]:
     ]
 
 
+class Clock(BaseStreamer):
+    """Remembers when each token came."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        """Looks at the clock."""
+        self.times.append(perf_counter())
+
+    def end(self) -> None:
+        """Nothing is left to do."""
+
+
+def growth(model: MiniGPTForCausalLM, tokens: int) -> float:
+    """How much longer the last tenth of a long text takes than the tenth that begins past the first block."""
+    clock, prompt = Clock(), torch.zeros(1, 1, dtype=torch.long)
+    mask = torch.ones_like(prompt)
+    model.generate(prompt, attention_mask=mask, max_new_tokens=tokens, do_sample=True, top_k=0, streamer=clock)
+    steps = [after - before for before, after in pairwise(clock.times)]
+    block, tenth = model.config.max_position_embeddings, tokens // 10
+    return median(steps[-tenth:]) / median(steps[block : block + tenth])
+
+
+def long_texts(tokens: int) -> str:
+    """One line for each way past the block: cropping, and a rotary model's rolling cache."""
+    sizes = {"vocab_size": VOCAB_SIZE, "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
+    models = {
+        "cropped to the last block (`seed`)": MiniGPTConfig(**sizes),
+        "a rolling window (rotary)": MiniGPTConfig(**sizes, position_embedding_type="rope", sliding_window=32),
+    }
+    lines = [f"- {name}: {growth(MiniGPTForCausalLM(config).eval(), tokens):.2f}" for name, config in models.items()]
+    return "\n".join(
+        [f"{tokens:,} tokens in one call: time per token at the end over that past the first block", *lines]
+    )
+
+
 def profile(preset_name: str) -> None:
     """Prints where the time of one text inside the block goes."""
     ours = lecture_shaped(preset_name)
@@ -127,12 +166,15 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Tokens a second of one stream.")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--presets", nargs="+", default=["seed", "nano-cpu", "nano"])
+    parser.add_argument("--long", type=int, default=10_000, metavar="TOKENS", help="of the long texts; 0 for none")
     parser.add_argument("--profile", action="store_true", help="print where the time goes as well")
     arguments = parser.parse_args(argv)
     torch.manual_seed(0)
     rows = [row for name in arguments.presets for row in compare(name, arguments.rounds)]
     header = ["tokens a second", OURS, GPT2, TEXTBOOK, "MiniGPT / GPT-2", "MiniGPT / textbook"]
     print(markdown_table(header, rows))
+    if arguments.long:
+        print(f"\n{long_texts(arguments.long)}")
     if arguments.profile:
         for name in arguments.presets:
             profile(name)

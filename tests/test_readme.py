@@ -56,6 +56,15 @@ def test_the_generated_parts_are_what_the_commands_printed() -> None:
     assert all((RESULTS / f"{name}.md").stat().st_size > 100 for name in NAMES)
 
 
+def test_the_presets_reach_what_they_are_for() -> None:
+    rows = re.findall(r"^\| `([\w-]+)` \|.*$", (RESULTS / "losses.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    table = (RESULTS / "losses.md").read_text(encoding="utf-8").splitlines()
+    losses = {name: float(next(row for row in table if f"`{name}`" in row).split("|")[4]) for name in rows}
+    assert losses["bigram"] <= 2.51
+    assert losses["seed"] <= 1.85
+    assert losses["nano-cpu"] <= 1.90
+
+
 def test_every_file_that_is_linked_exists() -> None:
     links = re.findall(r"\]\((?!https?:)([^)]+)\)", README)
     assert "docs/loss.png" in links
