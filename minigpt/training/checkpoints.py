@@ -15,6 +15,8 @@ logger = logging.getLogger(__name__)
 # Under this name in the run's folder a checkpoint is written. Nothing of transformers takes it for a checkpoint, and
 # names that begin with an underscore are never uploaded.
 UNFINISHED = "_unfinished"
+# The hash of the text that a checkpoint was trained on.
+TEXT_HASH = "text.sha256"
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 # What FSDP and DeepSpeed keep their weights and optimizers in, in place of single files.
@@ -69,16 +71,19 @@ def checkpoint_fault(checkpoint: Path) -> str | None:
     """What keeps a run from resuming from a checkpoint, in a few words, or None if it is whole."""
     if not checkpoint.is_dir():
         return "there is no such folder"
-    try:
-        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-        state["global_step"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return "its trainer_state.json is missing or cut short"
+    for file in sorted({checkpoint / "trainer_state.json", *checkpoint.glob("*.json")}):
+        try:
+            json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return f"its {file.name} is missing or cut short"
     if any(next(checkpoint.glob(pattern), None) for pattern in _SHARDED_STATES):
         return None
-    weights = sorted(checkpoint.glob("*.safetensors"))
+    weights = _weight_files(checkpoint)
     if not weights:
         return "its model.safetensors is missing"
+    for name in _described_by(checkpoint, weights):
+        if not (checkpoint / name).is_file():
+            return f"its {name} is missing"
     for file in weights:
         try:
             with safe_open(file, framework="pt"):
@@ -95,6 +100,31 @@ def checkpoint_fault(checkpoint: Path) -> str | None:
         except Exception:  # whatever a cut file makes a zip reader and an unpickler do
             return f"its {file.name} is missing or cut short"
     return None
+
+
+def _weight_files(checkpoint: Path) -> list[Path]:
+    """The files of weights that are there, and those of which an index says that they should be."""
+    shards = [
+        checkpoint / shard
+        for index in checkpoint.glob("*.safetensors.index.json")
+        for shard in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+    ]
+    return sorted({*shards, *checkpoint.glob("*.safetensors")})
+
+
+def _described_by(checkpoint: Path, weights: list[Path]) -> list[str]:
+    """The files without which those that are there mean nothing."""
+    names = []
+    # An adapter's weights have a config of another name.
+    whole = [file for file in weights if file.name.startswith("model")]
+    if whole:
+        names.append("config.json")
+    if any("-of-" in file.name for file in whole):
+        names.append("model.safetensors.index.json")
+    settings = checkpoint / "tokenizer_config.json"
+    if settings.is_file() and json.loads(settings.read_text(encoding="utf-8")).get("backend") == "tokenizers":
+        names.append("tokenizer.json")
+    return names
 
 
 def delete_surplus(run_dir: Path, limit: int | None, kept: set[Path]) -> None:

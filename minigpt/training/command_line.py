@@ -91,8 +91,6 @@ def parse_train_command(argv: Sequence[str] | None = None) -> TrainCommand:
         preset.build_config(**command.model)
     except (ValueError, TypeError) as error:
         parser.error(str(error))
-    if "num_train_epochs" in values and "max_steps" not in values:
-        values["max_steps"] = -1  # the preset's number of steps would win over the epochs asked for
     return command
 
 

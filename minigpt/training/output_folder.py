@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from minigpt.training.checkpoints import UNFINISHED, all_checkpoints
+from minigpt.training.checkpoints import TEXT_HASH, UNFINISHED, all_checkpoints
 
 # What a run writes beside its checkpoints, and so what `--overwrite` may delete.
 _WRITTEN = (
@@ -81,12 +81,33 @@ def clear_folder(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
+def check_same_text(checkpoint: Path, sha256: str) -> None:
+    """Refuses to go on with another text: what was held back to validate on would be among what is trained on.
+
+    Raises:
+        RunError: The checkpoint was trained on a text of another hash. One without a hash is taken.
+    """
+    file = checkpoint / TEXT_HASH
+    began_with = file.read_text(encoding="utf-8").strip() if file.is_file() else sha256
+    if began_with != sha256:
+        raise RunError(
+            f"{checkpoint} was trained on another text (of SHA-256 {began_with[:12]}..., and this one's is "
+            f"{sha256[:12]}...); go on with the text that it began with, or train anew with --overwrite."
+        )
+
+
 def check_same_model(checkpoint: Path, config: PreTrainedConfig, tokenizer: Any) -> None:
     """Refuses to go on from a checkpoint of another model or vocabulary.
 
     Raises:
-        RunError: A field of the config or the vocabulary differs.
+        RunError: The kind of model, a field of its config or the vocabulary differs.
     """
+    kind = json.loads((checkpoint / "config.json").read_text(encoding="utf-8")).get("model_type")
+    if kind != config.model_type:
+        raise RunError(
+            f"{checkpoint} holds a model of type {kind!r} and this run trains one of type {config.model_type!r}; name "
+            "the preset that it began with."
+        )
     saved = type(config).from_pretrained(checkpoint).to_dict()
     ours = config.to_dict()
     own_fields = [name for name in type(config).__dataclass_fields__ if not hasattr(PreTrainedConfig, name)]

@@ -2,10 +2,13 @@
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerState, TrainingArguments
+from transformers.utils import logging
 
 
 class ProgressLines(TrainerCallback):
@@ -55,6 +58,10 @@ class ProgressLines(TrainerCallback):
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Takes the bar away."""
+        self.close()
+
+    def close(self) -> None:
+        """Takes the bar away, also where an error has ended the training."""
         if self.bar is not None:
             self.bar.close()
             self.bar = None
@@ -64,3 +71,15 @@ class ProgressLines(TrainerCallback):
         encoding = sys.stdout.encoding or "utf-8"
         tqdm.write(line.encode(encoding, "replace").decode(encoding), file=sys.stdout)
         sys.stdout.flush()
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Spares a person the bars of transformers over files that are read and written in no time."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -20,9 +20,10 @@ from minigpt.training.command_line import parse_train_command
 from minigpt.training.corpus import Corpus, load_text
 from minigpt.training.evaluation import Evaluation, validation_loss
 from minigpt.training.interruption import StopOnInterrupt, TrainingInterrupted
-from minigpt.training.output_folder import check_folder, check_room, check_same_model, clear_folder
+from minigpt.training.output_folder import check_folder, check_room, check_same_model, check_same_text, clear_folder
 from minigpt.training.picture import draw_losses
 from minigpt.training.presets import Preset, get_preset
+from minigpt.training.progress import no_progress_bars
 from minigpt.training.report import describe_run, hardware, in_units, write_json
 from minigpt.training.sample import write_sample
 from minigpt.training.tokens import tokenize_corpus
@@ -60,6 +61,7 @@ def main_train(argv: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: 2 if it was asked wrongly, 130 if it was stopped by Ctrl-C.
         ValueError: It could not be done; the message is one sentence.
+        FloatingPointError: The training has diverged.
     """
     command = parse_train_command(argv)
     try:
@@ -101,6 +103,7 @@ def train(
 
     Raises:
         ValueError: Before any work has started: something was asked for that cannot be done. One sentence says what.
+        FloatingPointError: The training has diverged; its checkpoints from before are still there.
         TrainingInterrupted: Ctrl-C was pressed; a checkpoint has been saved.
     """
     chosen = get_preset(preset)
@@ -113,6 +116,8 @@ def train(
     checkpoint = find_checkpoint(folder, args.resume_from_checkpoint) if resuming else None
 
     corpus = load_text(data)
+    if checkpoint:
+        check_same_text(checkpoint, corpus.sha256)
     with args.main_process_first() if args.world_size > 1 else nullcontext():
         tokenizer = MiniGPTTokenizer.from_iterator(corpus.chunks())
         tokens = tokenize_corpus(corpus, tokenizer)
@@ -122,7 +127,7 @@ def train(
         check_same_model(checkpoint, network.config, tokenizer)
     if is_main:
         check_room(folder, network.num_parameters(), args.save_total_limit)
-    trainer = MiniGPTTrainer(network, args, tokens, processing_class=tokenizer)
+    trainer = MiniGPTTrainer(network, args, tokens, text_sha256=corpus.sha256, processing_class=tokenizer)
     if is_main:
         if overwrite and not resuming:
             clear_folder(folder)
@@ -135,6 +140,8 @@ def _arguments(preset: Preset, device: str | None, changes: dict[str, Any]) -> M
     if device is not None and find_device(device).type == "cpu":
         changes["use_cpu"] = True
     changes.setdefault("output_dir", str(Path("runs") / preset.name))
+    if "num_train_epochs" in changes:
+        changes.setdefault("max_steps", -1)  # the preset's number of steps would win over the epochs asked for
     args = MiniGPTTrainingArguments(**{**preset.training, **changes})
     if device is not None and args.device.type != find_device(device).type:
         raise ValueError(f"training runs on {args.device.type} here; leave --device {device} out or say --device cpu.")
@@ -170,11 +177,13 @@ def _finish(preset: Preset, corpus: Corpus, trainer: MiniGPTTrainer) -> Run:
     network.config.use_cache = True  # the Trainer has turned it off
     folder = Path(args.output_dir)
     validation = _score(network, trainer)
+    trainer.refuse_divergence(validation.loss)
     best_checkpoint = state.best_model_checkpoint and Path(state.best_model_checkpoint)
     model_step = state.best_global_step if args.load_best_model_at_end and best_checkpoint else state.global_step
     best = None
     if best_checkpoint and best_checkpoint.is_dir() and state.best_global_step != model_step:
-        best_network = type(network).from_pretrained(best_checkpoint).to(network.device)
+        with no_progress_bars():
+            best_network = type(network).from_pretrained(best_checkpoint).to(network.device)
         best = {
             "step": state.best_global_step,
             "estimate": state.best_metric,
@@ -256,4 +265,4 @@ def _print_results(folder: Path, report: dict[str, Any], sample: str) -> None:
     print()
     print(f"model    {folder}")
     print(f"picture  {folder / 'loss.png'}")
-    print(f'more     minigpt generate {folder} --prompt "ROMEO:" --stream', flush=True)
+    print(f"more     minigpt generate {folder} --stream", flush=True)

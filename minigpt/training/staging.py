@@ -1,27 +1,27 @@
 """A Trainer whose checkpoints appear whole or not at all, and continue a run to the last digit."""
 
-import contextlib
 import json
+import logging
 import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from transformers import Trainer, TrainerCallback
-from transformers.utils import logging as transformers_logging
 
 from minigpt.training.checkpoints import (
+    TEXT_HASH,
     UNFINISHED,
     checkpoint_fault,
     delete_surplus,
     find_checkpoint,
     remove_unfinished,
 )
+from minigpt.training.progress import no_progress_bars
 
-logger = transformers_logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class StagedTrainer(Trainer):
@@ -33,9 +33,16 @@ class StagedTrainer(Trainer):
     of an uninterrupted one.
 
     `train(resume_from_checkpoint=True)` takes the last whole checkpoint of the output folder.
+
+    Args:
+        *args: As for `transformers.Trainer`.
+        text_sha256: Hash of the text that is trained on, kept in every checkpoint, so that whoever goes on from one
+            can tell whether it is still the same text; None to keep nothing.
+        **kwargs: As for `transformers.Trainer`.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, text_sha256: str | None = None, **kwargs: Any) -> None:
+        self._text_sha256 = text_sha256
         self._staging: Path | None = None
         self._resumed_from: Path | None = None
         super().__init__(*args, **kwargs)
@@ -54,7 +61,7 @@ class StagedTrainer(Trainer):
         return super().train(str(self._resumed_from) if self._resumed_from else None, *args, **kwargs)
 
     def _save(self, *args: Any, **kwargs: Any) -> None:
-        with _no_progress_bars():
+        with no_progress_bars():
             super()._save(*args, **kwargs)
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
@@ -83,6 +90,8 @@ class StagedTrainer(Trainer):
                 self.state.best_model_checkpoint = str(best)
             if self.args.should_save:
                 self.state.save_to_json(str(staged / "trainer_state.json"))
+                if self._text_sha256:
+                    (staged / TEXT_HASH).write_text(f"{self._text_sha256}\n", encoding="utf-8")
         except BaseException:
             if self.args.should_save:
                 remove_unfinished(run_dir)
@@ -131,7 +140,13 @@ class StagedTrainer(Trainer):
         self._initial_global_step = 0
 
     def _finalize_training(self, trial: Any, num_train_samples: Any, start_time: float) -> Any:
-        return super()._finalize_training(trial, num_train_samples, self._start_time)
+        # At a limit of one, the stock Trainer deletes here whatever is not the best: what a run has just announced to
+        # go on from among it.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super()._finalize_training(trial, num_train_samples, self._start_time)
+        finally:
+            self.args.save_total_limit = limit
 
     @property
     def _running_loss_file(self) -> str:
@@ -168,14 +183,3 @@ def _force_to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()

@@ -1,5 +1,6 @@
 """The Trainer with what the stock one lacks: random crops, estimates of the loss on both splits, samples of text."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -43,9 +44,11 @@ class MiniGPTTrainer(StagedTrainer):
 
     Raises:
         CorpusError: A split is shorter than a block and its target.
+        FloatingPointError: In `train`: the training diverged, and an estimate of the loss is no longer a finite number.
     """
 
     control: TrainerControl
+    optimizer: Any
 
     def __init__(
         self,
@@ -79,9 +82,17 @@ class MiniGPTTrainer(StagedTrainer):
         super().__init__(model, args, **kwargs)
         for chatty in (PrinterCallback, ProgressCallback):
             self.remove_callback(chatty)
-        self.add_callback(ProgressLines())
+        self._progress = ProgressLines()
+        self.add_callback(self._progress)
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Trains, as `StagedTrainer` does; whatever ends it, no bar stays on the terminal."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self._progress.close()
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -108,8 +119,9 @@ class MiniGPTTrainer(StagedTrainer):
             f"{metric_key_prefix}_perplexity": validation.perplexity,
         }
         self.log(metrics)
-        # After the log: reporting integrations take numbers only.
-        self.state.log_history[-1][f"{metric_key_prefix}_sample"] = self._sample()
+        # After the log: reporting integrations take numbers only. Nothing can be drawn from a model that has diverged.
+        sample = self._sample() if all(math.isfinite(loss) for loss in losses.values()) else ""
+        self.state.log_history[-1][f"{metric_key_prefix}_sample"] = sample
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
@@ -124,7 +136,24 @@ class MiniGPTTrainer(StagedTrainer):
     ) -> dict[str, float]:
         if skip_scheduler and self.state.global_step:
             return {}  # `eval_on_start` of a resumed run, which has been evaluated where it stopped
-        return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+        metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+        for name in ("eval_train_loss", "eval_loss"):
+            self.refuse_divergence(metrics.get(name, 0.0))
+        return metrics
+
+    def refuse_divergence(self, loss: float) -> None:
+        """Ends a run that can't recover, before its checkpoints replace those from before it diverged.
+
+        Raises:
+            FloatingPointError: The loss is infinite or not a number.
+        """
+        if not math.isfinite(loss):
+            best = self.state.best_model_checkpoint
+            raise FloatingPointError(
+                f"the training has diverged: after step {self.state.global_step} the loss is {loss}, most likely "
+                f"because a learning_rate of {self.args.learning_rate:g} is too high for this model; try a lower one"
+                + (f" (the best checkpoint from before is {best})." if best else ".")
+            )
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         is_best = super()._determine_best_metric(metrics, trial)
@@ -144,7 +173,7 @@ class MiniGPTTrainer(StagedTrainer):
         For a model of a few milliseconds a step it matters that the stock method walks through all modules to put them
         in training mode, each time.
         """
-        if not self._is_plain or num_items_in_batch is not None:
+        if not self._is_plain or num_items_in_batch is not None or self.loss_is_scaled_for_ga is not None:
             return super().training_step(model, inputs, num_items_in_batch)
         if not model.training:
             model.train()

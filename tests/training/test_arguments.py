@@ -57,9 +57,10 @@ def test_every_stock_argument_is_an_option_and_makes_it_to_the_arguments():
     assert command.training == {"fp16": True, "gradient_accumulation_steps": 3, "optim": "sgd", "keep_best": False}
 
 
-def test_epochs_asked_for_win_over_the_number_of_steps_of_the_preset():
-    assert parse_train_command(["--num_train_epochs", "3"]).training["max_steps"] == -1
-    assert parse_train_command(["--num_train_epochs", "3", "--max_steps", "9"]).training["max_steps"] == 9
+@pytest.mark.parametrize(("changes", "steps"), [({}, -1), ({"max_steps": 9}, 9)])
+def test_epochs_asked_for_win_over_the_number_of_steps_of_the_preset(tmp_path, changes, steps):
+    asked = {"output_dir": str(tmp_path), "num_train_epochs": 3, **changes}
+    assert _arguments(get_preset("seed"), "cpu", asked).max_steps == steps
 
 
 def test_resuming_takes_a_folder_or_none():

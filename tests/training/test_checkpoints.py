@@ -173,6 +173,16 @@ def test_lowest_estimates_are_saved_also_between_the_regular_saves(build_trainer
     assert saved == (["checkpoint-2", "checkpoint-4", "checkpoint-6"] if keep_best else ["checkpoint-6"])
 
 
+def test_limit_of_one_leaves_the_last_checkpoint_beside_the_best_to_go_on_from(build_trainer, tmp_path, monkeypatch):
+    losses = iter([5.0, 1.0, 2.0, 3.0])  # before the first step, and after steps 4, 8, 12
+    monkeypatch.setattr(
+        "minigpt.training.trainer.estimate_loss", lambda *a, **k: {"train": 1.0, "validation": next(losses)}
+    )
+    trainer = trained(build_trainer(tmp_path / "run", save_total_limit=1, save_steps=4))
+    assert {path.name for path in all_checkpoints(tmp_path / "run")} == {"checkpoint-4", "checkpoint-12"}
+    assert trainer.args.save_total_limit == 1
+
+
 def test_limit_deletes_the_oldest_written_not_the_newest(tmp_path):
     for step, written in ((500, 1), (1000, 2), (600, 3)):  # a run that went back to step 500
         (tmp_path / f"checkpoint-{step}").mkdir()
@@ -182,7 +192,11 @@ def test_limit_deletes_the_oldest_written_not_the_newest(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
+    "name",
+    [
+        *("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"),
+        *("trainer_state.json", "config.json", "tokenizer.json"),
+    ],
 )
 def test_damaged_checkpoint_is_passed_over_and_named(build_trainer, tmp_path, caplog, name):
     whole = build_trainer(tmp_path / "run")
@@ -200,11 +214,26 @@ def test_damaged_checkpoint_is_passed_over_and_named(build_trainer, tmp_path, ca
     assert checkpoint_fault(last) is None  # written again, whole
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"])
+@pytest.mark.parametrize(
+    "name",
+    ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "config.json", "tokenizer.json"],
+)
 def test_checkpoint_that_lacks_a_file_is_no_checkpoint(build_trainer, tmp_path, name):
     build_trainer(tmp_path / "run", max_steps=3).train()
     (tmp_path / "run" / "checkpoint-3" / name).unlink()
     assert name.partition(".")[0] in checkpoint_fault(tmp_path / "run" / "checkpoint-3")
+
+
+@pytest.mark.parametrize("lost", ["model-00002-of-00002.safetensors", "model.safetensors.index.json"])
+def test_checkpoint_of_several_files_of_weights_needs_all_of_them_and_their_index(build_trainer, tmp_path, lost):
+    trainer = trained(build_trainer(tmp_path / "run", max_steps=3))
+    checkpoint = tmp_path / "run" / "checkpoint-3"
+    (checkpoint / "model.safetensors").unlink()
+    half = sum(weight.nbytes for weight in weights(trainer).values()) // 2
+    trainer.model.save_pretrained(checkpoint, max_shard_size=half + 1024)
+    assert checkpoint_fault(checkpoint) is None
+    (checkpoint / lost).unlink()
+    assert f"its {lost} is missing" in checkpoint_fault(checkpoint)
 
 
 def test_best_checkpoint_that_is_damaged_is_not_loaded_at_the_end(build_trainer, tmp_path, caplog):

@@ -2,12 +2,15 @@
 
 import json
 import math
+import re
 import shutil
+import sys
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from minigpt.cli import main
 from minigpt.modeling_minigpt.configuration_minigpt import MiniGPTConfig
 from minigpt.modeling_minigpt.modeling_minigpt import MiniGPTForCausalLM
 from minigpt.training import output_folder
@@ -57,14 +60,44 @@ def test_saved_model_samples_as_the_lecture_does(options, tmp_path):
     assert (settings.eos_token_id, settings.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
 
 
-def test_pipe_gets_plain_lines_and_no_bar(options, capfd):
+def test_pipe_gets_plain_lines_and_no_bar(options, capfd, monkeypatch):
+    losses = iter([5.0, 1.0, 2.0])  # the best checkpoint is not the last, and is opened to be measured
+    monkeypatch.setattr(
+        "minigpt.training.trainer.estimate_loss", lambda *a, **k: {"train": 1.0, "validation": next(losses)}
+    )
     main_train(options)
     out, err = capfd.readouterr()
     assert [line.split()[1] for line in out.splitlines() if line.startswith("step")] == ["0/4", "2/4", "4/4"]
     assert "\r" not in out + err
     assert "{'" not in out  # the stock Trainer prints dictionaries
+    assert "the best checkpoint, chosen" in out
     assert "Writing model shards" not in err
+    assert "Loading weights" not in err
     assert "warning" not in err.lower()
+
+
+def test_last_line_is_a_command_that_works(options, tmp_path, capsys, monkeypatch):
+    main_train(options)
+    last = capsys.readouterr().out.splitlines()[-1]
+    command = last.removeprefix("more     minigpt ").split()
+    assert command == ["generate", str(tmp_path / "run"), "--stream"]
+    monkeypatch.setattr("minigpt.cli._calm", lambda: None)  # it would silence transformers for the tests that follow
+    assert main([*command, "--max_new_tokens", "5"]) == 0
+
+
+def test_run_that_diverges_saves_no_model_and_says_why(options, tmp_path, capsys):
+    assert main(["train", *options, "--learning_rate", "1e30", "--optim", "sgd"]) == 1
+    error = capsys.readouterr().err
+    assert "most likely because a learning_rate of 1e+30 is too high" in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_run_that_diverges_unwatched_saves_no_model_and_says_why(options, tmp_path):
+    unwatched = ["--eval_strategy", "no", "--no_eval_on_start", "--learning_rate", "1e30", "--optim", "sgd"]
+    with pytest.raises(FloatingPointError, match="after step 4 the loss is nan"):
+        main_train([*options, *unwatched])
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_bigram_preset_trains(text_file, tmp_path):
@@ -140,8 +173,32 @@ def test_resuming_another_model_is_refused_by_field(options):
         main_train([*options, "--n_embd", "16", "--resume_from_checkpoint"])
 
 
+def test_resuming_another_kind_of_model_is_refused_before_its_fields_are_compared(options, text_file, capfd):
+    main_train(options)
+    capfd.readouterr()
+    bigram = ["--preset", "bigram", "--data", str(text_file), "--output_dir", options[3], "--resume_from_checkpoint"]
+    with pytest.raises(
+        ValueError, match=r"checkpoint-4 holds a model of type 'minigpt' and this run .*'minigpt_bigram'"
+    ):
+        main_train(bigram)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_resuming_on_another_text_of_the_same_characters_is_refused(options, text_file, tmp_path):
+    main_train(options)
+    lines = text_file.read_text(encoding="utf-8").splitlines(keepends=True)
+    text_file_moved = tmp_path / "moved.txt"
+    text_file_moved.write_text("".join(lines), encoding="utf-8", newline="\n")
+    main_train([*options, "--data", str(text_file_moved), "--max_steps", "5", "--resume_from_checkpoint"])
+    other = tmp_path / "other.txt"
+    other.write_text("".join(reversed(lines)), encoding="utf-8", newline="\n")
+    with pytest.raises(ValueError, match=r"checkpoint-5 was trained on another text .*go on with the text that it"):
+        main_train([*options, "--data", str(other), "--resume_from_checkpoint"])
+
+
 def test_resuming_on_another_vocabulary_is_refused(options, text_file, tmp_path):
     main_train(options)
+    (tmp_path / "run" / "checkpoint-4" / "text.sha256").unlink()  # as where the Trainer was not told the text
     other = tmp_path / "other.txt"
     other.write_text(text_file.read_text(encoding="utf-8").replace("k", "z"), encoding="utf-8")
     with pytest.raises(ValueError, match="another vocabulary"):
@@ -159,3 +216,26 @@ def test_resumed_run_goes_on_to_more_steps(options, tmp_path):
     report = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
     assert report["training"]["steps"] == 6
     assert [point["step"] for point in report["losses"]["curves"]] == [0, 2, 4, 6]
+
+
+def test_last_checkpoint_that_is_damaged_is_passed_over_and_said(options, tmp_path, caplog, capsys):
+    options += ["--save_steps", "2"]
+    main_train(options)
+    weights = tmp_path / "run" / "checkpoint-4" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1])
+    capsys.readouterr()
+    main_train([*options, "--resume_from_checkpoint"])
+    said = f"{weights.parent} is damaged (its model.safetensors is missing or cut short) and passed over."
+    assert caplog.messages == [said]
+    assert "going on from checkpoint-2" in capsys.readouterr().out
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == whole
+
+
+def test_terminal_gets_a_bar_with_the_time_left_that_is_gone_at_the_end(options, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    main_train(options)
+    out, err = capsys.readouterr()
+    assert re.search(r"training +100% \|.*\| 4/4, 00:00 left", err)
+    assert err.rsplit("\r", 2)[1].strip() == ""
+    assert "training" not in out

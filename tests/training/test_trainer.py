@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from minigpt.training.batches import RandomCrops, blocks
+from minigpt.training.checkpoints import all_checkpoints
 from minigpt.training.interruption import TrainingInterrupted
 from minigpt.training.presets import get_preset
 from minigpt.training.run import main_train
@@ -90,6 +91,18 @@ def test_short_cut_through_a_step_gives_what_the_stock_step_gives(build_trainer,
     stock.train()
     assert_close(weights_of(shorter.model), weights_of(stock.model), rtol=0, atol=0)
     assert shorter.state.log_history[:-1] == stock.state.log_history[:-1]
+
+
+def test_short_cut_is_not_taken_where_a_loss_says_that_it_is_scaled(build_trainer, build_model, monkeypatch):
+    monkeypatch.setattr(MiniGPTTrainer, "loss_is_scaled_for_ga", True)
+    gradients = []
+    for is_plain in (True, False):
+        monkeypatch.setattr(MiniGPTTrainer, "_is_plain", is_plain)
+        trainer = build_trainer(gradient_accumulation_steps=2)
+        trainer.current_gradient_accumulation_steps = 2
+        trainer.training_step(trainer.model, next(iter(trainer.get_train_dataloader())))
+        gradients.append({name: weight.grad for name, weight in trainer.model.named_parameters()})
+    assert_close(*gradients, rtol=0, atol=0)
 
 
 def test_label_smoothing_smooths_what_it_should(build_trainer, build_model, tokens):
@@ -193,6 +206,23 @@ def test_early_stopping_ends_with_the_best_weights(build_trainer, monkeypatch):
     assert trainer.state.best_global_step == 2
     best = load_file(f"{trainer.args.output_dir}/checkpoint-2/model.safetensors")
     assert_close(best, weights_of(trainer.model), rtol=0, atol=0)
+
+
+def test_run_that_diverges_ends_in_one_sentence_and_keeps_its_checkpoint(build_trainer, tmp_path, monkeypatch, capsys):
+    losses = iter([5.0, 4.0, math.nan])
+    monkeypatch.setattr(
+        "minigpt.training.trainer.estimate_loss", lambda *a, **k: {"train": 1.0, "validation": next(losses)}
+    )
+    monkeypatch.setattr("minigpt.training.trainer.write_sample", lambda *a, **k: next(losses) and "")  # draws nothing
+    trainer = build_trainer(max_steps=9, save_strategy="steps")
+    best = tmp_path / "run" / "checkpoint-3"
+    with pytest.raises(
+        FloatingPointError, match=r"after step 6 the loss is nan.*learning_rate of 0.01 is too"
+    ) as error:
+        trainer.train()
+    assert str(error.value).endswith(f"try a lower one (the best checkpoint from before is {best}).")
+    assert all_checkpoints(tmp_path / "run") == [best]
+    assert "val nan" in capsys.readouterr().out
 
 
 def test_arguments_of_another_kind_are_refused(build_model, tokens, tmp_path):
