@@ -265,7 +265,7 @@ class BlockGenerationMixin(UnboundedGenerationMixin):
             hidden_states = self.model.run_blocks(
                 self.model.embed_tokens(context), positions[:, start : start + context.shape[1]], masks, past_key_values
             )
-            cache.start = min(length, block_size)
+            cache.start = length
             logits = self.softcap(self.lm_head(hidden_states[:, -1:]))[:, -1]  # (batch, vocab)
             scores = logits_processor(input_ids, logits.to(torch.float32, copy=True))
             if generation_config.do_sample:
