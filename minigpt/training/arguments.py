@@ -5,6 +5,27 @@ from dataclasses import dataclass, field, fields
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
+# Below these a run would fail after it has begun, or do nothing.
+_LEAST = {
+    "eval_interval": 1,
+    "eval_iters": 1,
+    "sample_length": 0,
+    "early_stopping_patience": 1,
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "logging_steps": 0,
+    "save_steps": 0,
+    "warmup_steps": 0,
+    "learning_rate": 0,
+    "weight_decay": 0,
+    "max_grad_norm": 0,
+    "seed": 0,
+    "data_seed": 0,
+}
+_ABOVE_0 = ("eval_steps", "num_train_epochs")
+_LARGEST_SEED = 2**32 - 1  # NumPy's
+
 # The help of the stock fields that get another default.
 _STOCK = {stock.name: stock.metadata for stock in fields(TrainingArguments)}
 
@@ -29,18 +50,14 @@ class MiniGPTTrainingArguments(TrainingArguments):
     about what is estimated.
 
     Raises:
-        ValueError: If one of ours is out of its range.
+        ValueError: If a number is out of its range; the message names it and the limit.
     """
 
     _argument_group_name = "training"
 
     eval_interval: int = field(default=100, metadata={"help": "steps between two estimates of the loss"})
-    eval_iters: int = field(
-        default=50, metadata={"help": "batches of each split that an estimate averages over"}
-    )
-    sample_length: int = field(
-        default=80, metadata={"help": "tokens of the sample at each estimate, 0 for none"}
-    )
+    eval_iters: int = field(default=50, metadata={"help": "batches of each split that an estimate averages over"})
+    sample_length: int = field(default=80, metadata={"help": "tokens of the sample at each estimate, 0 for none"})
     keep_best: bool = field(default=True, metadata={"help": "save whenever the validation loss is the lowest so far"})
     early_stopping_patience: int | None = field(
         default=None,
@@ -63,15 +80,7 @@ class MiniGPTTrainingArguments(TrainingArguments):
     ddp_find_unused_parameters: bool | None = field(default=False, metadata=_STOCK["ddp_find_unused_parameters"])
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("eval_interval", 1),
-            ("eval_iters", 1),
-            ("sample_length", 0),
-            ("early_stopping_patience", 1),
-        ):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}.")
+        self._check_ranges()
         self.eval_steps = self.eval_steps or self.eval_interval
         self.logging_steps = self.logging_steps or self.eval_steps
         # A fraction stands for a part of the run, and five parts may be more than the whole.
@@ -81,3 +90,22 @@ class MiniGPTTrainingArguments(TrainingArguments):
         super().__post_init__()
         if self.device.type != "cuda":
             self.dataloader_pin_memory = False
+
+    def _check_ranges(self) -> None:
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and not value >= least:  # so that nan is refused too
+                raise ValueError(f"{name} must be at least {least}, got {value}.")
+        for name in _ABOVE_0:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be above 0, got {value}.")
+        for name in ("eval_steps", "logging_steps", "save_steps"):
+            value = getattr(self, name)
+            if value is not None and value > 1 and value % 1:
+                raise ValueError(f"{name} must be a whole number, or below 1 a part of the run, got {value}.")
+        if self.max_steps != -1 and self.max_steps < 1:
+            raise ValueError(f"max_steps must be at least 1, or -1 for num_train_epochs, got {self.max_steps}.")
+        for name in ("seed", "data_seed"):
+            if (getattr(self, name) or 0) > _LARGEST_SEED:
+                raise ValueError(f"{name} must be at most {_LARGEST_SEED}, got {getattr(self, name)}.")

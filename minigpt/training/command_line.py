@@ -5,6 +5,7 @@ import functools
 import inspect
 import json
 import re
+import sys
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
@@ -100,7 +101,7 @@ def build_parser(show_all: bool = False) -> argparse.ArgumentParser:
     Args:
         show_all: Whether the help shows all of the stock arguments.
     """
-    parser = HfArgumentParser(
+    parser = _Parser(
         MiniGPTTrainingArguments,
         prog="minigpt train",
         description="Train a model on a text and save it, ready for AutoModelForCausalLM.",
@@ -142,6 +143,12 @@ def build_parser(show_all: bool = False) -> argparse.ArgumentParser:
     presets = "\n".join(f"  {preset.name:9} {preset.description}" for preset in PRESETS.values())
     parser.epilog = _EPILOG.format(presets=presets, count=len({action.dest for action in parser._actions}))
     return parser
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {' '.join(message.split())}", file=sys.stderr)
+        raise SystemExit(2)
 
 
 def _tidy(action: argparse.Action, shown: bool) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, set_seed
 
-from minigpt.hub.trained import check_vocabulary, find_device
+from minigpt.hub.trained import AskedWrongly, check_vocabulary, find_device
 from minigpt.modeling_minigpt.generation_minigpt import lecture_generation_config
 from minigpt.modeling_minigpt.modeling_bigram import BigramForCausalLM
 from minigpt.modeling_minigpt.modeling_minigpt import MiniGPTForCausalLM
@@ -60,7 +60,8 @@ def main_train(argv: Sequence[str] | None = None) -> None:
 
     Raises:
         SystemExit: 2 if it was asked wrongly, 130 if it was stopped by Ctrl-C.
-        ValueError: It could not be done; the message is one sentence.
+        AskedWrongly: An argument has an impossible value; the message is one sentence.
+        ValueError: It could not be done, likewise.
         FloatingPointError: The training has diverged.
     """
     command = parse_train_command(argv)
@@ -102,7 +103,8 @@ def train(
         What was made, all of it saved.
 
     Raises:
-        ValueError: Before any work has started: something was asked for that cannot be done. One sentence says what.
+        ValueError: Before any work has started: something was asked for that cannot be done, `AskedWrongly` where no
+            other text or folder would help. One sentence says what.
         FloatingPointError: The training has diverged; its checkpoints from before are still there.
         TrainingInterrupted: Ctrl-C was pressed; a checkpoint has been saved.
     """
@@ -137,14 +139,26 @@ def train(
 
 
 def _arguments(preset: Preset, device: str | None, changes: dict[str, Any]) -> MiniGPTTrainingArguments:
-    if device is not None and find_device(device).type == "cpu":
-        changes["use_cpu"] = True
+    if device is not None:
+        kind, _, index = device.partition(":")
+        if index:
+            raise AskedWrongly(
+                f"training takes no index of a device, got {device!r}; say --device {kind} and choose among several "
+                f"GPUs with the environment variable CUDA_VISIBLE_DEVICES={index}."
+            )
+        if find_device(device).type == "cpu":
+            changes["use_cpu"] = True
     changes.setdefault("output_dir", str(Path("runs") / preset.name))
     if "num_train_epochs" in changes:
         changes.setdefault("max_steps", -1)  # the preset's number of steps would win over the epochs asked for
-    args = MiniGPTTrainingArguments(**{**preset.training, **changes})
+    try:
+        args = MiniGPTTrainingArguments(**{**preset.training, **changes})
+    except (ValueError, TypeError) as error:
+        raise AskedWrongly(" ".join(str(error).split())) from error
     if device is not None and args.device.type != find_device(device).type:
-        raise ValueError(f"training runs on {args.device.type} here; leave --device {device} out or say --device cpu.")
+        raise AskedWrongly(
+            f"training runs on {args.device.type} here; leave --device {device} out or say --device cpu."
+        )
     return args
 
 

@@ -1,11 +1,13 @@
 """What is said on the command line is what is done, over the preset, and nonsense is refused with a hint."""
 
 import json
+import math
 from dataclasses import fields
 
 import pytest
 from transformers import TrainingArguments
 
+from minigpt.cli import main
 from minigpt.training.arguments import MiniGPTTrainingArguments
 from minigpt.training.command_line import build_parser, parse_train_command
 from minigpt.training.presets import get_preset
@@ -16,7 +18,9 @@ def refusal(capsys, *argv):
     with pytest.raises(SystemExit) as stop:
         parse_train_command(argv)
     assert stop.value.code == 2
-    return capsys.readouterr().err.splitlines()[-1].removeprefix("minigpt train: error: ")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("minigpt train: ")
+    return line
 
 
 def test_nothing_said_is_the_preset_seed():
@@ -116,11 +120,60 @@ def test_early_stopping_is_one_flag(arguments):
 
 @pytest.mark.parametrize(
     ("name", "value", "least"),
-    [("eval_interval", 0, 1), ("eval_iters", 0, 1), ("sample_length", -1, 0), ("early_stopping_patience", 0, 1)],
+    [
+        *(("eval_interval", 0, 1), ("eval_iters", 0, 1), ("sample_length", -1, 0), ("early_stopping_patience", 0, 1)),
+        *(("per_device_train_batch_size", 0, 1), ("per_device_eval_batch_size", 0, 1)),
+        *(("gradient_accumulation_steps", 0, 1), ("logging_steps", -1, 0), ("save_steps", -1, 0)),
+        *(("warmup_steps", -1, 0), ("learning_rate", -0.1, 0), ("learning_rate", math.nan, 0)),
+        *(("weight_decay", -0.1, 0), ("max_grad_norm", -1, 0), ("seed", -1, 0), ("data_seed", -1, 0)),
+    ],
 )
-def test_our_own_numbers_have_their_range(arguments, name, value, least):
-    with pytest.raises(ValueError, match=f"{name} must be at least {least}, got {value}."):
+def test_number_below_its_least_is_refused_by_name(arguments, name, value, least):
+    with pytest.raises(ValueError, match=f"^{name} must be at least {least}, got {value}.$"):
         arguments(**{name: value})
+    arguments(**{name: least})  # the limit itself is not refused
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "limit"),
+    [
+        ("max_steps", 0, "at least 1, or -1 for num_train_epochs"),
+        ("max_steps", -2, "at least 1, or -1 for num_train_epochs"),
+        ("eval_steps", 0, "above 0"),
+        ("eval_steps", -0.5, "above 0"),
+        ("eval_steps", 10.5, "a whole number, or below 1 a part of the run"),
+        ("num_train_epochs", 0, "above 0"),
+        ("seed", 2**32, "at most 4294967295"),
+        ("data_seed", 2**32, "at most 4294967295"),
+    ],
+)
+def test_number_out_of_its_range_is_refused_by_name(arguments, name, value, limit):
+    with pytest.raises(ValueError, match=f"^{name} must be {limit}, got {value}.$"):
+        arguments(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--eval_iters", "0", "eval_iters must be at least 1, got 0."),
+        ("--seed", "-1", "seed must be at least 0, got -1."),
+        ("--max_steps", "0", "max_steps must be at least 1, or -1 for num_train_epochs, got 0."),
+        ("--lr_scheduler_type", "cosin", "argument --lr_scheduler_type: invalid choice: 'cosin' (choose from"),
+        ("--fp16_full_eval", "--bf16_full_eval", "At most one of fp16 and bf16 can be True for full eval"),
+        ("--device", "tpu", "there is no device 'tpu' here"),
+        ("--device", "cuda:1", "got 'cuda:1'; say --device cuda and choose"),
+        ("--dropout", "x", "argument --dropout: invalid float value: 'x'"),
+        ("--n_head", "3", "hidden_size (64) must be a multiple of num_attention_heads (3); change either."),
+    ],
+)
+def test_impossible_value_exits_2_before_anything_is_read_or_said(tmp_path, capsys, option, value, said):
+    folder = tmp_path / "run"
+    assert main(["train", "--data", "no such file", "--output_dir", str(folder), "--device", "cpu", option, value]) == 2
+    out, err = capsys.readouterr()
+    assert said in err
+    assert len(err.splitlines()) == 1
+    assert out == ""
+    assert not folder.exists()
 
 
 def test_arguments_survive_a_copy(arguments):
