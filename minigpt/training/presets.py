@@ -6,14 +6,13 @@ from difflib import get_close_matches
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from minigpt.modeling_minigpt.configuration_bigram import BigramConfig
-from minigpt.modeling_minigpt.configuration_minigpt import MiniGPTConfig
+from minigpt.modeling_minigpt.modeling_bigram import BigramForCausalLM
+from minigpt.modeling_minigpt.modeling_minigpt import MiniGPTForCausalLM
 
-CONFIG_CLASSES: dict[str, type[PreTrainedConfig]] = {
-    MiniGPTConfig.model_type: MiniGPTConfig,
-    BigramConfig.model_type: BigramConfig,
+MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
+    model_class.config_class.model_type: model_class for model_class in (MiniGPTForCausalLM, BigramForCausalLM)
 }
 
 
@@ -24,7 +23,7 @@ class Preset:
     Attributes:
         name: What `--preset` calls it.
         description: One line for a person choosing.
-        model_type: A key of `CONFIG_CLASSES`.
+        model_type: A key of `MODEL_CLASSES`.
         model: Arguments of the model's config.
         training: Arguments of `MiniGPTTrainingArguments`.
     """
@@ -42,14 +41,22 @@ class Preset:
             ValueError: A field has an impossible value; the message is one sentence.
             TypeError: There is no such field, or its value has another type.
         """
-        config_class = CONFIG_CLASSES[self.model_type]
+        config_class = MODEL_CLASSES[self.model_type].config_class
         try:
             return config_class(**{**self.model, **changes})
         except StrictDataclassError as error:
-            cause: BaseException = error
-            while isinstance(cause, StrictDataclassError) and cause.__cause__ is not None:
-                cause = cause.__cause__
-            raise (TypeError if isinstance(cause, TypeError) else ValueError)(" ".join(str(cause).split())) from error
+            raise (TypeError if isinstance(_cause(error), TypeError) else ValueError)(one_sentence(error)) from error
+
+
+def one_sentence(error: BaseException) -> str:
+    """What an error has to say, on one line and without the layers in which `@strict` wraps a config's own words."""
+    return " ".join(str(_cause(error)).split()) or type(error).__name__
+
+
+def _cause(error: BaseException) -> BaseException:
+    while isinstance(error, StrictDataclassError) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 # The lecture's first model, its bigram.py: a table of what follows what.

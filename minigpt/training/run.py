@@ -11,8 +11,6 @@ from transformers import PreTrainedModel, set_seed
 
 from minigpt.hub.trained import AskedWrongly, check_vocabulary, find_device
 from minigpt.modeling_minigpt.generation_minigpt import lecture_generation_config
-from minigpt.modeling_minigpt.modeling_bigram import BigramForCausalLM
-from minigpt.modeling_minigpt.modeling_minigpt import MiniGPTForCausalLM
 from minigpt.tokenization.tokenization_minigpt import MiniGPTTokenizer
 from minigpt.training.arguments import MiniGPTTrainingArguments
 from minigpt.training.checkpoints import find_checkpoint
@@ -22,17 +20,13 @@ from minigpt.training.evaluation import Evaluation, validation_loss
 from minigpt.training.interruption import StopOnInterrupt, TrainingInterrupted
 from minigpt.training.output_folder import check_folder, check_room, check_same_model, check_same_text, clear_folder
 from minigpt.training.picture import draw_losses
-from minigpt.training.presets import Preset, get_preset
+from minigpt.training.presets import MODEL_CLASSES, Preset, get_preset, one_sentence
 from minigpt.training.progress import no_progress_bars
 from minigpt.training.report import describe_run, hardware, in_units, write_json
 from minigpt.training.sample import write_sample
 from minigpt.training.tokens import tokenize_corpus
 from minigpt.training.trainer import MiniGPTTrainer
 
-MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
-    "minigpt": MiniGPTForCausalLM,
-    "minigpt_bigram": BigramForCausalLM,
-}
 SAMPLE_TOKENS = 500
 
 
@@ -154,7 +148,7 @@ def _arguments(preset: Preset, device: str | None, changes: dict[str, Any]) -> M
     try:
         args = MiniGPTTrainingArguments(**{**preset.training, **changes})
     except (ValueError, TypeError) as error:
-        raise AskedWrongly(" ".join(str(error).split())) from error
+        raise AskedWrongly(one_sentence(error)) from error
     if device is not None and args.device.type != find_device(device).type:
         raise AskedWrongly(
             f"training runs on {args.device.type} here; leave --device {device} out or say --device cpu."
