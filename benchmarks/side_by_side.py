@@ -5,22 +5,23 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
 
-def alternate(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+def alternate(sides: Mapping[str, Callable[[], float]], rounds: int, *, warm_up: bool = True) -> dict[str, list[float]]:
     """Runs every side once a round, so that a slow minute of the machine falls on all of them.
 
     Args:
         sides: What to measure, each returning its own figure (seconds, tokens a second, ...).
-        rounds: How many times each runs; one more round before them warms up and is thrown away.
+        rounds: How many times each runs.
+        warm_up: Whether one more round goes before them and is thrown away.
 
     Returns:
         Each side's figures, one a round.
     """
     figures: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(rounds + 1):
+    for turn in range(rounds + warm_up):
         for name, measure in sides.items():
             gc.collect()
             figure = measure()
-            if turn > 0:
+            if turn >= warm_up:
                 figures[name].append(figure)
     return figures
 
