@@ -4,7 +4,27 @@ import sys
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what `__getattr__` imports when it is asked for
+    from minigpt.modeling_minigpt.configuration_bigram import BigramConfig as BigramConfig
+    from minigpt.modeling_minigpt.configuration_minigpt import MiniGPTConfig as MiniGPTConfig
+    from minigpt.modeling_minigpt.modeling_bigram import BigramForCausalLM as BigramForCausalLM
+    from minigpt.modeling_minigpt.modeling_minigpt import MiniGPTForCausalLM as MiniGPTForCausalLM
+    from minigpt.modeling_minigpt.modeling_minigpt import (
+        MiniGPTForSequenceClassification as MiniGPTForSequenceClassification,
+    )
+    from minigpt.modeling_minigpt.modeling_minigpt import MiniGPTForTokenClassification as MiniGPTForTokenClassification
+    from minigpt.modeling_minigpt.modeling_minigpt import MiniGPTModel as MiniGPTModel
+    from minigpt.modeling_minigpt.textbook import TextbookGPT as TextbookGPT
+    from minigpt.tokenization.tokenization_minigpt import MiniGPTTokenizer as MiniGPTTokenizer
+    from minigpt.training.arguments import MiniGPTTrainingArguments as MiniGPTTrainingArguments
+    from minigpt.training.batches import get_batch as get_batch
+    from minigpt.training.corpus import load_text as load_text
+    from minigpt.training.run import train as train
+    from minigpt.training.stream import TokenStream as TokenStream
+    from minigpt.training.tokens import tokenize_corpus as tokenize_corpus
+    from minigpt.training.trainer import MiniGPTTrainer as MiniGPTTrainer
 
 __version__ = version("minigpt-hf")
 
@@ -24,6 +44,7 @@ _PUBLIC = {
     "get_batch": "training.batches",
     "load_text": "training.corpus",
     "tokenize_corpus": "training.tokens",
+    "train": "training.run",
 }
 __all__ = [*_PUBLIC, "__version__", "register"]
 
