@@ -190,13 +190,10 @@ def _report(error: Exception) -> int:
 
     from minigpt.hub.trained import AskedWrongly
     from minigpt.tokenization.tokenization_minigpt import UnknownCharacterError
+    from minigpt.training.presets import one_sentence
 
-    asked_wrongly = isinstance(error, (AskedWrongly, StrictDataclassError, UnknownCharacterError))
-    while isinstance(error, StrictDataclassError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__
-    sentence = " ".join(str(error).split()) or type(error).__name__
-    print(f"minigpt: {sentence}", file=sys.stderr)
-    return 2 if asked_wrongly else 1
+    print(f"minigpt: {one_sentence(error)}", file=sys.stderr)
+    return 2 if isinstance(error, (AskedWrongly, StrictDataclassError, UnknownCharacterError)) else 1
 
 
 class _Parser(argparse.ArgumentParser):
