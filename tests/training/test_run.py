@@ -239,3 +239,11 @@ def test_terminal_gets_a_bar_with_the_time_left_that_is_gone_at_the_end(options,
     assert re.search(r"training +100% \|.*\| 4/4, 00:00 left", err)
     assert err.rsplit("\r", 2)[1].strip() == ""
     assert "training" not in out
+
+
+def test_bar_is_gone_also_after_an_error(options, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with pytest.raises(FloatingPointError) as error:  # kept, or the bar would go with what holds it
+        main_train([*options, "--learning_rate", "1e30", "--optim", "sgd"])
+    assert "loss is nan" in str(error.value)
+    assert capsys.readouterr().err.rsplit("\r", 2)[1].strip() == ""
