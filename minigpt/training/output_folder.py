@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from minigpt.modeling_minigpt import configuration_minigpt
 from minigpt.training.checkpoints import TEXT_HASH, UNFINISHED, all_checkpoints
 
 # What a run writes beside its checkpoints, and so what `--overwrite` may delete.
@@ -77,7 +78,8 @@ def clear_folder(folder: Path) -> None:
     """Deletes the run that a folder holds, and leaves alone whatever no run has written."""
     for checkpoint in (*all_checkpoints(folder), folder / UNFINISHED):
         shutil.rmtree(checkpoint, ignore_errors=True)
-    for name in _WRITTEN:
+    copied_code = [file.name for file in Path(configuration_minigpt.__file__).parent.glob("[!_]*_*.py")]
+    for name in (*_WRITTEN, *copied_code):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -124,6 +124,16 @@ def test_overwrite_replaces_the_run_and_nothing_else(options, tmp_path):
     assert json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))["training"]["steps"] == 2
 
 
+def test_overwrite_leaves_no_code_of_another_kind_of_model(options, tmp_path):
+    same = options[: options.index("--n_embd")]
+    main_train(["--preset", "bigram", *same, *SHORT])
+    assert (tmp_path / "run" / "modeling_bigram.py").is_file()
+    main_train([*options, "--overwrite"])
+    names = {path.name for path in (tmp_path / "run").glob("*.py")}
+    assert "modeling_minigpt.py" in names
+    assert not any("bigram" in name for name in names)
+
+
 def test_output_dir_that_is_a_file_is_refused(options, tmp_path):
     (tmp_path / "run").write_text("mine", encoding="utf-8")
     with pytest.raises(ValueError, match="is a file; name another --output_dir"):
