@@ -82,7 +82,7 @@ BIGRAM = Preset(
 # width.
 SEED = Preset(
     name="seed",
-    description="the lecture's GPT at a laptop's size: 0.2 M parameters (about a minute on a CPU)",
+    description="the lecture's GPT at a laptop's size: 0.2 M parameters (a minute or two on a CPU)",
     model_type="minigpt",
     model={
         "max_position_embeddings": 32,
