@@ -15,9 +15,10 @@ from statistics import median
 from time import perf_counter
 
 import torch
-from transformers import GenerationMixin, GPT2Config, GPT2LMHeadModel
+from transformers import GenerationMixin
 from transformers.generation import BaseStreamer
 
+from benchmarks.peers import stock_gpt2
 from benchmarks.side_by_side import alternate, markdown_table, ratio
 from minigpt import MiniGPTConfig, MiniGPTForCausalLM, TextbookGPT
 from minigpt.training.presets import get_preset
@@ -34,22 +35,6 @@ def lecture_shaped(preset_name: str) -> MiniGPTForCausalLM:
 
 
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
-
-
-def stock_gpt2(config: MiniGPTConfig) -> GPT2LMHeadModel:
-    """A stock GPT-2 of the same sizes, sampling from the whole distribution."""
-    model = GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=VOCAB_SIZE,
-            n_embd=config.hidden_size,
-            n_layer=config.num_hidden_layers,
-            n_head=config.num_attention_heads,
-            n_positions=config.max_position_embeddings,
-            bos_token_id=None,
-            eos_token_id=None,
-        )
-    )
-    return model.eval()
 
 
 def tokens_per_second(write: Callable[[], object], tokens: int, repeats: int) -> Callable[[], float]:
@@ -74,7 +59,7 @@ def compare(preset_name: str, rounds: int) -> list[list[str]]:
     """The table's rows for one preset: inside the block, then past it."""
     ours = lecture_shaped(preset_name)
     textbook = TextbookGPT.from_minigpt(ours).eval()
-    gpt2 = stock_gpt2(ours.config)
+    gpt2 = stock_gpt2(ours.config).eval()
     block = ours.config.max_position_embeddings
     start, full = torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, block, dtype=torch.long)
     inside, repeats = block - 1, max(1, 256 // block)

@@ -19,8 +19,6 @@ from typing import Any
 import torch
 from datasets import DatasetDict
 from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
     PreTrainedModel,
     PrinterCallback,
     Trainer,
@@ -30,6 +28,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from benchmarks.peers import stock_gpt2
 from benchmarks.side_by_side import alternate, markdown_table, ratio
 from minigpt import (
     MiniGPTConfig,
@@ -132,25 +131,6 @@ def stock_trainer(bench: Bench, model: PreTrainedModel) -> float:
     return milliseconds(clock.times)
 
 
-def gpt2(bench: Bench) -> PreTrainedModel:
-    """A stock GPT-2 of the preset's sizes."""
-    config = bench.config
-    return GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=config.vocab_size,
-            n_embd=config.hidden_size,
-            n_layer=config.num_hidden_layers,
-            n_head=config.num_attention_heads,
-            n_positions=config.max_position_embeddings,
-            attn_pdrop=config.dropout,
-            resid_pdrop=config.dropout,
-            embd_pdrop=config.dropout,
-            bos_token_id=None,
-            eos_token_id=None,
-        )
-    )
-
-
 def textbook(bench: Bench) -> float:
     """The textbook model in the lecture's loop."""
     config = bench.config
@@ -217,7 +197,7 @@ def compare(bench: Bench, rounds: int) -> list[str]:
     sides: dict[str, Callable[[], float]] = {
         OURS: lambda: our_trainer(bench),
         STOCK: lambda: stock_trainer(bench, MiniGPTForCausalLM(bench.config)),
-        GPT2: lambda: stock_trainer(bench, gpt2(bench)),
+        GPT2: lambda: stock_trainer(bench, stock_gpt2(bench.config)),
         TEXTBOOK: lambda: textbook(bench),
         BARE: lambda: bare_loop(bench),
     }
