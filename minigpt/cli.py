@@ -4,7 +4,8 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 # Nothing heavy is imported before a command needs it: the help is instant.
@@ -52,13 +53,16 @@ def generate(argv: Sequence[str]) -> None:
     arguments = parser.parse_args(argv)
     if arguments.temperature < 0 or not 0 < arguments.top_p <= 1 or arguments.top_k < 0:
         parser.error("--temperature and --top_k must be at least 0, and --top_p above 0 and at most 1")
+    with _calm():
+        _generate(arguments)
 
+
+def _generate(arguments: argparse.Namespace) -> None:
     import torch
     from transformers import TextStreamer, set_seed
 
     from minigpt.hub.trained import encode_prompt, open_trained
 
-    _calm()
     model, tokenizer = open_trained(arguments.model, arguments.device)
     input_ids = encode_prompt(tokenizer, arguments.prompt).to(model.device)  # (1, seq)
     block_size = model.config.max_position_embeddings
@@ -100,14 +104,17 @@ def evaluate(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--device", default=None, help="cuda, mps or cpu (default: the best there is)")
     arguments = parser.parse_args(argv)
+    with _calm():
+        _evaluate(arguments)
 
+
+def _evaluate(arguments: argparse.Namespace) -> None:
     from minigpt.hub.trained import open_trained
     from minigpt.training.corpus import load_text
     from minigpt.training.evaluation import validation_loss
     from minigpt.training.stream import TokenStream
     from minigpt.training.tokens import TRAIN_FRACTION, tokenize_corpus
 
-    _calm()
     model, tokenizer = open_trained(arguments.model, arguments.device)
     corpus = load_text(arguments.data)
     if corpus.notice:
@@ -177,12 +184,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _calm() -> None:
-    """Leaves standard error to what this command has to say."""
+@contextmanager
+def _calm() -> Iterator[None]:
+    """Leaves standard error to what a command has to say."""
     from transformers.utils import logging
 
+    verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if has_bars:
+            logging.enable_progress_bar()
 
 
 def _report(error: Exception) -> int:

@@ -13,6 +13,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.trainers import WordLevelTrainer
 from transformers import PreTrainedTokenizerFast
+from transformers.utils import logging
 
 from minigpt import MiniGPTConfig, MiniGPTForCausalLM, MiniGPTTokenizer, __version__
 from minigpt.cli import COMMANDS, main
@@ -284,3 +285,9 @@ def test_a_package_that_is_run_with_m_gets_the_auto_classes_too(tmp_path: Path) 
     command = [sys.executable, "-m", "mine.go"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert result.stdout == "MiniGPTConfig\n"
+
+
+def test_a_command_leaves_the_librarys_settings_as_they_were(trained: Path) -> None:
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    assert main(["generate", str(trained), "--max_new_tokens", "3"]) == 0
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
