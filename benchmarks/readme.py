@@ -43,7 +43,7 @@ def fill(readme: str) -> str:
 def _first_run() -> str:
     """What `minigpt train` prints on a pipe, shortened, and its picture, copied to `docs/`."""
     with tempfile.TemporaryDirectory() as folder:
-        printed = _output("-m", "minigpt", "train", "--data", "tiny_shakespeare", cwd=folder)
+        printed = _output("-m", "minigpt", "train", cwd=folder)
         PICTURE.parent.mkdir(exist_ok=True)
         shutil.copyfile(Path(folder) / "runs" / "seed" / "loss.png", PICTURE)
     return shorten(printed)
