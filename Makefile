@@ -6,6 +6,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+EXTRAS := $(VENV)/installed-extras
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run lint types test test-all clean
@@ -29,7 +30,7 @@ types: $(INSTALLED) ## mypy alone
 test: lint ## lint, then the tests but for the slower lane
 	$(BIN)/python -m pytest -m "not slow"
 
-test-all: test ## make test, then the slower lane
+test-all: test $(EXTRAS) ## make test, then the slower lane, with the extras (the first time it installs them)
 	$(BIN)/python -m pytest -m slow
 
 clean: ## remove .venv, caches and builds; what was trained stays
@@ -47,4 +48,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV): this happens once and takes a few minutes."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --no-input --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+# After the tests of the core, which so have passed without the extras.
+$(EXTRAS): $(INSTALLED)
+	@echo "Adding the extras to $(VENV): this happens once and takes a few minutes."
+	$(BIN)/python -m pip install --no-input --disable-pip-version-check -c constraints.txt -e ".[all,dev]"
 	@touch $@

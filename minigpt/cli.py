@@ -1,4 +1,4 @@
-"""The command line: `minigpt train`, `minigpt generate`, `minigpt eval`."""
+"""The command line, thin: it reads what is asked for, and calls the room that does it."""
 
 import argparse
 import io
@@ -18,7 +18,11 @@ The smallest GPT that is a complete Hugging Face citizen.
 commands:
   train      train a model on a text          minigpt train --data my.txt
   generate   write text with a trained model  minigpt generate runs/seed --prompt "ROMEO:"
+  chat       talk with a trained model        minigpt chat runs/seed
   eval       measure a model on a text        minigpt eval runs/seed --data my.txt
+  push       put a model on the Hub           minigpt push runs/seed my-name/my-model
+  import     make a MiniGPT of another model  minigpt import ckpt.pt --meta meta.pkl
+  export     write a model in another format  minigpt export runs/seed --to onnx
 
 options:
   -h, --help     this help; every command has its own: minigpt train --help
@@ -41,18 +45,10 @@ def generate(argv: Sequence[str]) -> None:
     )
     parser.add_argument("model", metavar="MODEL", help="a folder that `minigpt train` wrote, or a Hub id")
     parser.add_argument("--prompt", default="", help="the text to go on from (default: a new line)")
-    parser.add_argument("--max_new_tokens", type=_positive, default=500, metavar="N", help="how many (default: 500)")
-    parser.add_argument(
-        "--temperature", type=float, default=1.0, metavar="T", help="below 1 bolder, 0 greedy (default: 1)"
-    )
-    parser.add_argument("--top_k", type=int, default=0, metavar="K", help="only from the K likeliest (default: 0, all)")
-    parser.add_argument("--top_p", type=float, default=1.0, metavar="P", help="only from the likeliest that make up P")
-    parser.add_argument("--seed", type=int, default=None, help="the same seed writes the same text")
     parser.add_argument("--stream", action="store_true", help="show the text while it is made")
-    parser.add_argument("--device", default=None, help="cuda, mps or cpu (default: the best there is)")
+    _add_sampling(parser)
     arguments = parser.parse_args(argv)
-    if arguments.temperature < 0 or not 0 < arguments.top_p <= 1 or arguments.top_k < 0:
-        parser.error("--temperature and --top_k must be at least 0, and --top_p above 0 and at most 1")
+    _check_sampling(parser, arguments)
     with _calm():
         _generate(arguments)
 
@@ -71,24 +67,32 @@ def _generate(arguments: argparse.Namespace) -> None:
         print(f"The prompt has {length} tokens: the model goes on from the last {block_size}.", file=sys.stderr)
     if arguments.seed is not None:
         set_seed(arguments.seed)
-    sampling: dict[str, Any] = {"do_sample": False}
-    if arguments.temperature > 0:
-        sampling = {
-            "do_sample": True,
-            "temperature": arguments.temperature,
-            "top_k": arguments.top_k,
-            "top_p": arguments.top_p,
-        }
     streamer = TextStreamer(tokenizer, skip_special_tokens=True) if arguments.stream else None
     output = model.generate(
-        input_ids,
-        attention_mask=torch.ones_like(input_ids),
-        max_new_tokens=arguments.max_new_tokens,
-        streamer=streamer,
-        **sampling,
+        input_ids, attention_mask=torch.ones_like(input_ids), streamer=streamer, **_sampling(arguments)
     )
     if streamer is None:
         print(tokenizer.decode(output[0], skip_special_tokens=True))
+
+
+def chat(argv: Sequence[str]) -> None:
+    """Talks with a trained model."""
+    parser = _parser("chat", "Talk with a trained model.", "minigpt chat runs/seed")
+    parser.add_argument("model", metavar="MODEL", help="a folder that `minigpt train` wrote, or a Hub id")
+    parser.add_argument("--system", default=None, metavar="TEXT", help="what the model is told before you speak")
+    _add_sampling(parser)
+    arguments = parser.parse_args(argv)
+    _check_sampling(parser, arguments)
+    with _calm():
+        from transformers import set_seed
+
+        from minigpt.hub.chat import chat as talk
+        from minigpt.hub.trained import open_trained
+
+        model, tokenizer = open_trained(arguments.model, arguments.device)
+        if arguments.seed is not None:
+            set_seed(arguments.seed)
+        talk(model, tokenizer, system=arguments.system, **_sampling(arguments))
 
 
 def evaluate(argv: Sequence[str]) -> None:
@@ -132,7 +136,85 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     )
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"train": train, "generate": generate, "eval": evaluate}
+def push(argv: Sequence[str]) -> None:
+    """Puts a model on the Hub."""
+    parser = _parser(
+        "push", "Put a trained model on the Hub, with its card.", "minigpt push runs/seed my-name/my-model"
+    )
+    parser.add_argument("model", metavar="RUN", help="a folder that `minigpt train` or save_pretrained wrote")
+    parser.add_argument("repository", metavar="REPO", help="the repository: NAME, or OWNER/NAME")
+    parser.add_argument("--private", action="store_true", help="a new repository is for its owner alone")
+    parser.add_argument("--revision", default=None, metavar="BRANCH", help="the branch to push to (default: main)")
+    parser.add_argument("--create-pr", "--create_pr", action="store_true", help="open a pull request with the change")
+    parser.add_argument("--commit-message", "--commit_message", default=None, metavar="TEXT", help="what the change is")
+    arguments = parser.parse_args(argv)
+    with _calm():
+        from minigpt.hub.publish import push_folder
+
+        url = push_folder(
+            arguments.model,
+            arguments.repository,
+            private=arguments.private,
+            revision=arguments.revision,
+            create_pr=arguments.create_pr,
+            commit_message=arguments.commit_message,
+        )
+    print(url)
+
+
+def import_(argv: Sequence[str]) -> None:
+    """Makes a MiniGPT of another model."""
+    parser = _parser("import", "Make a MiniGPT of another model.", "minigpt import ckpt.pt --meta meta.pkl")
+    parser.add_argument(
+        "source",
+        metavar="MODEL",
+        help="a nanoGPT checkpoint, the lecture's state_dict, a stock model's folder or Hub id",
+    )
+    parser.add_argument("--meta", default=None, metavar="FILE", help="nanoGPT's meta.pkl: the characters of the ids")
+    parser.add_argument("--text", default=None, metavar="FILE", help="or the text that gave the characters their ids")
+    parser.add_argument("--tokenizer", default=None, metavar="DIR", help="or the tokenizer, a folder or Hub id")
+    parser.add_argument("--output", default=None, metavar="DIR", help="where to write it (default: runs/NAME)")
+    parser.add_argument("--overwrite", action="store_true", help="replace what the output folder holds")
+    arguments = parser.parse_args(argv)
+    with _calm():
+        from minigpt.hub.importing import import_model
+
+        folder = import_model(
+            arguments.source,
+            arguments.output,
+            meta=arguments.meta,
+            text=arguments.text,
+            tokenizer=arguments.tokenizer,
+            overwrite=arguments.overwrite,
+        )
+    print(f"model    {folder}")
+
+
+def export(argv: Sequence[str]) -> None:
+    """Writes a model in another format."""
+    formats = ("torch", "onnx", "gpt2", "llama", "qwen3", "nanochat", "gguf")
+    parser = _parser("export", "Write a model in another format.", "minigpt export runs/seed --to onnx")
+    parser.add_argument("model", metavar="MODEL", help="a folder that `minigpt train` wrote, or a Hub id")
+    parser.add_argument("--to", required=True, choices=formats, metavar="FORMAT", help=", ".join(formats))
+    parser.add_argument("--output", default=None, metavar="DIR", help="where to write it (default: MODEL-FORMAT)")
+    parser.add_argument("--overwrite", action="store_true", help="replace what the output folder holds")
+    arguments = parser.parse_args(argv)
+    with _calm():
+        from minigpt.hub.exporting import export_model
+
+        folder = export_model(arguments.model, arguments.to, arguments.output, overwrite=arguments.overwrite)
+    print(f"written  {folder}")
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "train": train,
+    "generate": generate,
+    "chat": chat,
+    "eval": evaluate,
+    "push": push,
+    "import": import_,
+    "export": export,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -218,6 +300,30 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser(command: str, description: str, example: str) -> _Parser:
     return _Parser(prog=f"minigpt {command}", description=description, epilog=f"example: {example}", allow_abbrev=False)
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--max_new_tokens", type=_positive, default=500, metavar="N", help="how many (default: 500)")
+    parser.add_argument(
+        "--temperature", type=float, default=1.0, metavar="T", help="below 1 bolder, 0 greedy (default: 1)"
+    )
+    parser.add_argument("--top_k", type=int, default=0, metavar="K", help="only from the K likeliest (default: 0, all)")
+    parser.add_argument("--top_p", type=float, default=1.0, metavar="P", help="only from the likeliest that make up P")
+    parser.add_argument("--seed", type=int, default=None, help="the same seed writes the same text")
+    parser.add_argument("--device", default=None, help="cuda, mps or cpu (default: the best there is)")
+
+
+def _check_sampling(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    if arguments.temperature < 0 or not 0 < arguments.top_p <= 1 or arguments.top_k < 0:
+        parser.error("--temperature and --top_k must be at least 0, and --top_p above 0 and at most 1")
+
+
+def _sampling(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What was asked for, in the words of `generate()`."""
+    wishes: dict[str, Any] = {"max_new_tokens": arguments.max_new_tokens, "do_sample": arguments.temperature > 0}
+    if wishes["do_sample"]:
+        wishes |= {name: getattr(arguments, name) for name in ("temperature", "top_k", "top_p")}
+    return wishes
 
 
 def _positive(text: str) -> int:

@@ -10,6 +10,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pytest
+
 assert "huggingface_hub" not in sys.modules, "huggingface_hub was imported before its caches could be moved"
 
 # Nothing listens on the discard port: whatever asks the network is refused at once, and local servers still answer.
@@ -30,6 +32,12 @@ os.environ["XDG_CACHE_HOME"] = str(CACHES)
 os.environ["MPLBACKEND"] = "Agg"
 # The models here are so small that threads only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("extra"):
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_unconfigure() -> None:

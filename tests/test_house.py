@@ -7,7 +7,7 @@ import sys
 import tempfile
 import tomllib
 from collections.abc import Iterator
-from importlib.metadata import entry_points, version
+from importlib.metadata import distributions, entry_points, version
 from pathlib import Path
 
 import pytest
@@ -68,10 +68,13 @@ def pinned_version(pin: Requirement) -> Version:
 
 
 CONSTRAINTS = constraints()
+EXTRAS = {
+    name: [Requirement(requirement) for requirement in requirements]
+    for name, requirements in PROJECT["optional-dependencies"].items()
+}
 REQUIREMENTS = [
-    Requirement(requirement)
-    for requirements in (PROJECT["dependencies"], *PROJECT["optional-dependencies"].values())
-    for requirement in requirements
+    *(Requirement(requirement) for requirement in PROJECT["dependencies"]),
+    *(requirement for name, requirements in EXTRAS.items() if name != "all" for requirement in requirements),
 ]
 
 
@@ -157,8 +160,18 @@ def test_what_is_imported_is_required() -> None:
 @pytest.mark.skipif(Path(sys.prefix) != ROOT / ".venv", reason="only make's .venv is set up with the constraints")
 def test_the_installed_versions_are_the_pinned_ones() -> None:
     # A local part (torch 2.13.0+cpu) says for which device a version was built.
-    installed = {name: Version(version(name)).public for name in CONSTRAINTS}
-    assert installed == {name: str(pinned_version(pin)) for name, pin in CONSTRAINTS.items()}
+    installed = {canonicalize_name(one.name): Version(one.version).public for one in distributions()}
+    pins = {name: str(pinned_version(pin)) for name, pin in CONSTRAINTS.items()}
+    assert installed.keys() - pins.keys() <= {"minigpt-hf", "pip"}
+    assert {name: pins[name] for name in installed.keys() & pins.keys()} == {
+        name: installed[name] for name in installed.keys() & pins.keys()
+    }
+
+
+def test_the_extra_all_is_every_extra_but_the_developers() -> None:
+    (everything,) = EXTRAS["all"]
+    assert everything.name == PROJECT["name"]
+    assert everything.extras == EXTRAS.keys() - {"all", "dev"}
 
 
 def test_pre_commit_uses_the_pinned_ruff() -> None:

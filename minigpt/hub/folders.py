@@ -1,0 +1,41 @@
+"""Folders that are there as a whole or not at all."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from minigpt.hub.trained import AskedWrongly
+
+
+@contextmanager
+def staged_folder(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Gives a folder to write into, which becomes `output` when the block ends well and vanishes when it does not.
+
+    Args:
+        output: The folder to make. Its parents are made too.
+        overwrite: Whether a folder of that name is replaced.
+
+    Raises:
+        AskedWrongly: Before anything is written: `output` is a file, or a folder that holds something and is not to be
+            replaced, or cannot be written.
+    """
+    if output.exists() and not output.is_dir():
+        raise AskedWrongly(f"{output} is a file; name another --output.")
+    if output.is_dir() and any(output.iterdir()) and not overwrite:
+        raise AskedWrongly(f"{output} already holds something; replace it with --overwrite, or name another --output.")
+    try:
+        output.absolute().parent.mkdir(parents=True, exist_ok=True)
+        # Beside it, so that the last step is a rename on one file system.
+        staging = Path(tempfile.mkdtemp(prefix=f".{output.name}-unfinished-", dir=output.absolute().parent))
+    except OSError as error:
+        raise AskedWrongly(f"{output} cannot be written ({error.strerror or error}); name another --output.") from error
+    try:
+        staging.chmod(0o755)  # mkdtemp makes folders for their owner alone
+        yield staging
+        if output.exists():
+            shutil.rmtree(output)
+        staging.rename(output)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
