@@ -64,6 +64,7 @@ def register() -> None:
 
     `import minigpt` calls it; calling it again changes nothing.
     """
+    import transformers
     from transformers import (
         AutoConfig,
         AutoModel,
@@ -75,6 +76,7 @@ def register() -> None:
 
     from minigpt.modeling_minigpt import configuration_bigram, modeling_bigram, modeling_minigpt
     from minigpt.modeling_minigpt.configuration_minigpt import MiniGPTConfig
+    from minigpt.tokenization.subword import SentencePieceTokenizer
     from minigpt.tokenization.tokenization_minigpt import MiniGPTTokenizer
 
     AutoConfig.register(MiniGPTConfig.model_type, MiniGPTConfig, exist_ok=True)
@@ -88,8 +90,14 @@ def register() -> None:
     bigram_config = configuration_bigram.BigramConfig
     AutoConfig.register(bigram_config.model_type, bigram_config, exist_ok=True)
     AutoModelForCausalLM.register(bigram_config, modeling_bigram.BigramForCausalLM, exist_ok=True)
+    # Experimental in transformers: a later version may lack it.
+    if (decision := getattr(transformers, "AutoModelForDecision", None)) is not None:
+        decision.register(MiniGPTConfig, modeling_minigpt.MiniGPTForCausalLM, exist_ok=True)
+        decision.register(bigram_config, modeling_bigram.BigramForCausalLM, exist_ok=True)
     for config_class in (MiniGPTConfig, bigram_config):
-        AutoTokenizer.register(config_class, fast_tokenizer_class=MiniGPTTokenizer, exist_ok=True)
+        # Each is found by its name; the last one also where a folder names none.
+        for tokenizer_class in (SentencePieceTokenizer, MiniGPTTokenizer):
+            AutoTokenizer.register(config_class, tokenizer_class=tokenizer_class, exist_ok=True)
 
 
 def _is_command_line() -> bool:

@@ -56,6 +56,7 @@ class BigramConfig(PreTrainedConfig):
             {
                 "AutoConfig": "configuration_bigram.BigramConfig",
                 "AutoModelForCausalLM": "modeling_bigram.BigramForCausalLM",
+                "AutoModelForDecision": "modeling_bigram.BigramForCausalLM",  # as in MiniGPTConfig
             },
         )
         super().__post_init__(**kwargs)

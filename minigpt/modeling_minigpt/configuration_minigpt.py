@@ -57,6 +57,8 @@ _AUTO_MAP = {
     "AutoConfig": "configuration_minigpt.MiniGPTConfig",
     "AutoModel": "modeling_minigpt.MiniGPTModel",
     "AutoModelForCausalLM": "modeling_minigpt.MiniGPTForCausalLM",
+    # Decisions are made by a language model's own next-token scores, and `transformers serve` asks for this class.
+    "AutoModelForDecision": "modeling_minigpt.MiniGPTForCausalLM",
     "AutoModelForSequenceClassification": "modeling_minigpt.MiniGPTForSequenceClassification",
     "AutoModelForTokenClassification": "modeling_minigpt.MiniGPTForTokenClassification",
 }

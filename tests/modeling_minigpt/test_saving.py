@@ -315,6 +315,7 @@ def test_a_saved_folder_names_a_class_for_every_auto_class_and_carries_its_code(
     auto_map = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["auto_map"]
     assert auto_map == {
         "AutoConfig": "configuration_minigpt.MiniGPTConfig",
+        "AutoModelForDecision": "modeling_minigpt.MiniGPTForCausalLM",
         **{auto.__name__: f"modeling_minigpt.{ours.__name__}" for auto, ours in HEADS.items()},
     }
     names = {"configuration_minigpt", "layers_minigpt", "modeling_minigpt", "generation_minigpt"}
