@@ -1,0 +1,234 @@
+"""Subword vocabularies, trained on a text: byte-level BPE and SentencePiece. Neither loses a character of any text.
+
+Both are saved as a `tokenizer.json` that plain `AutoTokenizer` loads, without this package. SentencePiece's own
+`tokenizer.model` is saved beside it, for programs that read nothing else.
+"""
+
+import io
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import TokenizersBackend
+
+from minigpt.tokenization.tokenization_minigpt import END_OF_TEXT, PADDING
+
+SPECIAL_TOKENS = (END_OF_TEXT, PADDING)
+NUM_BYTES = 256
+
+_SPACE = "\u2581"  # how SentencePiece writes a space in its pieces
+_UNKNOWN = "<unk>"
+# SentencePiece passes over longer sentences, 4192 bytes by default: no character has more than 4.
+_LONGEST_SENTENCE = 1024
+
+
+class SentencePieceTokenizer(TokenizersBackend):
+    """A SentencePiece vocabulary on the Rust backend, which keeps SentencePiece's own file and saves it again.
+
+    Attributes:
+        sentencepiece_model: The content of `tokenizer.model`, None if there was none to load.
+    """
+
+    vocab_files_names = {"vocab_file": "tokenizer.model", "tokenizer_file": "tokenizer.json"}
+    sentencepiece_model: bytes | None = None
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> "SentencePieceTokenizer":
+        """Loads a tokenizer, as every tokenizer does, with its SentencePiece model."""
+        tokenizer = super().from_pretrained(*args, **kwargs)
+        file = getattr(tokenizer, "vocab_file", None)
+        tokenizer.sentencepiece_model = Path(file).read_bytes() if file else None
+        return tokenizer
+
+    def _save_pretrained(
+        self, save_directory: Any, file_names: tuple[str, ...], *args: Any, **kwargs: Any
+    ) -> tuple[str, ...]:
+        file_names = super()._save_pretrained(save_directory, file_names, *args, **kwargs)
+        if self.sentencepiece_model is None:
+            return file_names
+        file = Path(save_directory) / self.vocab_files_names["vocab_file"]
+        file.write_bytes(self.sentencepiece_model)
+        return (*file_names, str(file))
+
+
+def train_bpe(chunks: Iterable[str], vocab_size: int, **kwargs: Any) -> TokenizersBackend:
+    """Trains a byte-level BPE vocabulary, GPT-2's kind: 256 bytes, then the pairs that the text has most of.
+
+    The idea is Sennrich et al. 2016 (arXiv:1508.07909); bytes in the place of characters are GPT-2's. The two special
+    tokens, end of text and padding, come last.
+
+    Args:
+        chunks: The text, in pieces of any size.
+        vocab_size: Tokens of the vocabulary, special ones included.
+        **kwargs: Settings that every tokenizer has, such as `chat_template`; they are saved.
+
+    Raises:
+        ValueError: The vocabulary is too small for the bytes, or the text has too few pairs to fill it.
+    """
+    least = NUM_BYTES + len(SPECIAL_TOKENS)
+    if vocab_size < least:
+        raise ValueError(
+            f"a byte-level vocabulary holds {NUM_BYTES} bytes and {len(SPECIAL_TOKENS)} special tokens, so vocab_size "
+            f"must be at least {least}, got {vocab_size}."
+        )
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(SPECIAL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(_lines(chunks), trainer)
+    _refuse_too_many(vocab_size, backend.get_vocab_size() + len(SPECIAL_TOKENS))
+    return TokenizersBackend(tokenizer_object=_with_special_tokens(backend), **_settings(kwargs))
+
+
+def train_sentencepiece(
+    chunks: Iterable[str], vocab_size: int, model_type: str = "unigram", **kwargs: Any
+) -> SentencePieceTokenizer:
+    """Trains a SentencePiece vocabulary with the `sentencepiece` library, bytes standing in for what the text lacks.
+
+    Spaces and line ends are kept as they are, and nothing is normalised. A line end is a token of its own. The tokens
+    of a line are those that SentencePiece's own model gives, but for what that one loses: its mark for a space (U+2581)
+    in the text itself.
+
+    Source: Kudo and Richardson 2018 (arXiv:1808.06226); the unigram model is Kudo 2018 (arXiv:1804.10959).
+
+    Args:
+        chunks: The text, in pieces of any size.
+        vocab_size: Tokens of the vocabulary, special ones included.
+        model_type: `unigram` or `bpe`.
+        **kwargs: Settings that every tokenizer has, such as `chat_template`; they are saved.
+
+    Raises:
+        ValueError: There is no such model type, or the vocabulary is too small for the bytes and the text's
+            characters, or the text has too few pieces to fill it.
+        ImportError: `sentencepiece` is not installed.
+    """
+    import sentencepiece
+
+    if model_type not in ("unigram", "bpe"):
+        raise ValueError(f"model_type is {model_type!r} and can only be 'unigram' or 'bpe'.")
+    text = list(_sentences(chunks))
+    # What every model holds: the bytes, the text's characters, the unknown token, the line end, the special ones.
+    least = NUM_BYTES + len(set().union(*text) - {"\n"}) + 2 + len(SPECIAL_TOKENS)
+    if vocab_size < least:
+        raise ValueError(
+            f"the text's characters, {NUM_BYTES} bytes and the special tokens are {least} tokens, so vocab_size must "
+            f"be at least {least}, got {vocab_size}."
+        )
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(text),
+            model_writer=model,
+            model_type=model_type,
+            vocab_size=vocab_size - len(SPECIAL_TOKENS),
+            character_coverage=1.0,
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            user_defined_symbols=["\n"],
+            unk_piece=_UNKNOWN,
+            unk_id=0,
+            bos_id=-1,
+            eos_id=-1,
+            pad_id=-1,
+            num_threads=1,  # the same text gives the same vocabulary
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise ValueError(
+            f"SentencePiece cannot make {vocab_size} tokens of this text ({_reason(error)}); lower vocab_size or give "
+            "it more text."
+        ) from error
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    backend = _convert(processor, model_type)
+    tokenizer = SentencePieceTokenizer(
+        tokenizer_object=_with_special_tokens(backend), unk_token=None, **_settings(kwargs)
+    )
+    tokenizer.sentencepiece_model = model.getvalue()
+    return tokenizer
+
+
+def _convert(processor: Any, model_type: str) -> Tokenizer:
+    """Gives a SentencePiece model's own tokens, ids and segmentation to the Rust backend."""
+    pieces = [processor.id_to_piece(index) for index in range(processor.get_piece_size())]
+    # Spaces as they are in the text, so that the text may hold SentencePiece's mark for them too.
+    texts = [piece.replace(_SPACE, " ") for piece in pieces]
+    if model_type == "unigram":
+        scores = [processor.get_score(index) for index in range(len(pieces))]
+        model = models.Unigram(list(zip(texts, scores, strict=True)), unk_id=0, byte_fallback=True)
+    else:
+        model = models.BPE(
+            {text: index for index, text in enumerate(texts)},
+            _merges(processor, texts),
+            unk_token=_UNKNOWN,
+            byte_fallback=True,
+            fuse_unk=True,
+        )
+    backend = Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            # No piece goes beyond the word that it begins; cut up, words are found again in the backend's cache.
+            pre_tokenizers.Split(" ", "merged_with_next"),
+            # "<0x41>" in a text is six characters, not the byte of that name.
+            pre_tokenizers.Split(Regex("<(?=0x|unk>)"), "isolated"),
+        ]
+    )
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    return backend
+
+
+def _merges(processor: Any, texts: list[str]) -> list[tuple[str, str]]:
+    """The pairs that SentencePiece's BPE joins, in its order: a piece joins any two pieces that make it up."""
+    known = {text for index, text in enumerate(texts) if not processor.is_byte(index)}
+    joined = [index for index, text in enumerate(texts) if len(text) > 1 and text in known - {_UNKNOWN}]
+    joined.sort(key=processor.get_score, reverse=True)
+    pairs = []
+    for index in joined:
+        text = texts[index]
+        pairs += [(text[:at], text[at:]) for at in range(1, len(text)) if {text[:at], text[at:]} <= known]
+    return pairs
+
+
+def _with_special_tokens(backend: Tokenizer) -> Tokenizer:
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    return backend
+
+
+def _settings(kwargs: dict[str, Any]) -> dict[str, Any]:
+    # A decoder continues from the last column, so that is where a prompt has to end.
+    return {"eos_token": END_OF_TEXT, "pad_token": PADDING, "padding_side": "left"} | kwargs
+
+
+def _lines(chunks: Iterable[str]) -> Iterator[str]:
+    """The same text cut at line ends, which stay with their lines."""
+    rest = ""
+    for chunk in chunks:
+        *lines, rest = (rest + chunk).split("\n")
+        yield from (f"{line}\n" for line in lines)
+    if rest:
+        yield rest
+
+
+def _sentences(chunks: Iterable[str]) -> Iterator[str]:
+    """The lines without their ends, in pieces that SentencePiece does not pass over for their length."""
+    for line in _lines(chunks):
+        sentence = line.removesuffix("\n")
+        yield from (sentence[at : at + _LONGEST_SENTENCE] for at in range(0, len(sentence), _LONGEST_SENTENCE))
+
+
+def _refuse_too_many(asked: int, found: int) -> None:
+    if found < asked:
+        raise ValueError(
+            f"the text has pairs for a vocabulary of {found} tokens and vocab_size is {asked}; lower it or give it "
+            "more text."
+        )
+
+
+def _reason(error: RuntimeError) -> str:
+    return " ".join(str(error).split("]")[-1].split()) or "it does not say why"
