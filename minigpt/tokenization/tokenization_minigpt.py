@@ -7,7 +7,7 @@ templates, computed in Rust and saved as a `tokenizer.json` that loads without t
 
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
@@ -51,7 +51,8 @@ class MiniGPTTokenizer(TokenizersBackend):
     special tokens follow, each with its own id: `<|endoftext|>` (`eos_token`), `<|unk|>` (`unk_token`) and `<|pad|>`
     (`pad_token`). There is no beginning-of-text token, and nothing is added, stripped or cleaned up on the way.
 
-    Build one with `from_text` or `from_iterator`, load one with `from_pretrained`.
+    Build one with `from_text` or `from_iterator`, or with `from_characters` where ids were given out in an order of
+    their own; load one with `from_pretrained`.
     """
 
     _has_warned = False
@@ -79,9 +80,32 @@ class MiniGPTTokenizer(TokenizersBackend):
             characters.update(chunk)
         if not characters:
             raise ValueError("a vocabulary needs at least one character and the text is empty; give it some text")
-        _refuse_surrogates(characters)
+        return cls.from_characters(sorted(characters), **kwargs)
 
-        vocabulary = [*sorted(characters), END_OF_TEXT, UNKNOWN, PADDING]
+    @classmethod
+    def from_characters(cls, characters: Sequence[str], **kwargs: Any) -> "MiniGPTTokenizer":
+        """Makes a tokenizer that gives each character its place in `characters` as its id, whatever their order.
+
+        Args:
+            characters: The characters of the ids 0, 1, 2, …, at least one, each once.
+            **kwargs: As for `from_text`.
+
+        Raises:
+            ValueError: There is none, or one is not a single character, or is half a surrogate pair, or comes twice.
+        """
+        if not characters:
+            raise ValueError("a vocabulary needs at least one character and got none; give it some")
+        for index, character in enumerate(characters):
+            if len(character) != 1:
+                raise ValueError(
+                    f"{character!r} at place {index} is not one character; {cls.__name__} knows only single ones"
+                )
+        _refuse_surrogates(characters)
+        if len(set(characters)) < len(characters):
+            twice = next(c for index, c in enumerate(characters) if c in characters[:index])
+            raise ValueError(f"{_name(twice)} comes twice and can have only one id; list it once")
+
+        vocabulary = [*characters, END_OF_TEXT, UNKNOWN, PADDING]
         # Byte pair encoding that merges no pair leaves single characters, and is the quickest of the Rust models.
         backend = Tokenizer(BPE({token: i for i, token in enumerate(vocabulary)}, merges=[], unk_token=UNKNOWN))
         backend.decoder = decoders.Fuse()  # the default decoder puts spaces between tokens

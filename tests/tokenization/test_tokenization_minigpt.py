@@ -96,6 +96,32 @@ def test_from_iterator_holds_no_more_than_a_chunk_and_the_set():
     assert peak < 5 * chunk_size
 
 
+def test_characters_can_have_ids_in_an_order_of_their_own(tmp_path):
+    stoi = {character: i for i, character in enumerate("é a\nZ𝄞b")}
+    MiniGPTTokenizer.from_characters(list(stoi)).save_pretrained(tmp_path)
+    text = "ab Z\n𝄞é aé"
+    for tokenizer in (MiniGPTTokenizer.from_pretrained(tmp_path), MiniGPTTokenizer.from_characters(list(stoi))):
+        assert tokenizer.stoi == stoi
+        assert tokenizer(text)["input_ids"] == tokenizer.encode_array(text).tolist() == [stoi[c] for c in text]
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == tokenizer.decode_array(tokenizer.encode_array(text))
+        assert tokenizer.decode_array(tokenizer.encode_array(text)) == text
+        assert tokenizer.all_special_ids == [7, 8, 9]
+
+
+@pytest.mark.parametrize(
+    ("characters", "reason"),
+    [
+        ([], "got none"),
+        (["a", "bc"], "'bc' at place 1"),
+        (["a", ""], "'' at place 1"),
+        (["a", "b", "a"], "'a' .* twice"),
+    ],
+)
+def test_characters_that_cannot_have_an_id_each_are_refused(characters, reason):
+    with pytest.raises(ValueError, match=reason):
+        MiniGPTTokenizer.from_characters(characters)
+
+
 @pytest.mark.parametrize("chunks", [[], [""], ["", ""]])
 def test_no_characters_are_refused(chunks):
     with pytest.raises(ValueError, match="at least one character"):
