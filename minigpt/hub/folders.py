@@ -9,6 +9,18 @@ from pathlib import Path
 from minigpt.hub.trained import AskedWrongly
 
 
+def check_output(output: Path, *, overwrite: bool = False) -> None:
+    """Refuses a folder that `staged_folder` would refuse to make, before anything else is done.
+
+    Raises:
+        AskedWrongly: `output` is a file, or a folder that holds something and is not to be replaced.
+    """
+    if output.exists() and not output.is_dir():
+        raise AskedWrongly(f"{output} is a file; name another --output.")
+    if output.is_dir() and any(output.iterdir()) and not overwrite:
+        raise AskedWrongly(f"{output} already holds something; replace it with --overwrite, or name another --output.")
+
+
 @contextmanager
 def staged_folder(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Gives a folder to write into, which becomes `output` when the block ends well and vanishes when it does not.
@@ -21,10 +33,7 @@ def staged_folder(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
         AskedWrongly: Before anything is written: `output` is a file, or a folder that holds something and is not to be
             replaced, or cannot be written.
     """
-    if output.exists() and not output.is_dir():
-        raise AskedWrongly(f"{output} is a file; name another --output.")
-    if output.is_dir() and any(output.iterdir()) and not overwrite:
-        raise AskedWrongly(f"{output} already holds something; replace it with --overwrite, or name another --output.")
+    check_output(output, overwrite=overwrite)
     try:
         output.absolute().parent.mkdir(parents=True, exist_ok=True)
         # Beside it, so that the last step is a rename on one file system.

@@ -61,7 +61,7 @@ def open_trained(source: str | Path, device: str | None = None) -> tuple[PreTrai
     if is_folder and not (Path(source) / "config.json").is_file():
         raise OSError(f"the folder {source} holds no model: it has no config.json.")
     try:
-        local_only = is_folder or not _hub_has(str(source))
+        local_only = is_folder or not hub_has(str(source))
         model = AutoModelForCausalLM.from_pretrained(source, local_files_only=local_only)
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local_only)
     except (OSError, SafetensorError, json.JSONDecodeError) as error:
@@ -76,8 +76,11 @@ def open_trained(source: str | Path, device: str | None = None) -> tuple[PreTrai
     return model.to(target).eval(), tokenizer
 
 
-def _hub_has(repository: str) -> bool:
-    """Asks once: transformers would ask a Hub that is out of reach for half a minute before it looks in the cache."""
+def hub_has(repository: str) -> bool:
+    """Whether the Hub gives out a model of this name now; a Hub that is out of reach says no within 10 seconds.
+
+    transformers would ask such a Hub for half a minute before it looks in its cache.
+    """
     try:
         HfApi().model_info(repository, timeout=10)
     except Exception:  # no such repository, no network, offline mode: what is left is the cache

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from minigpt.hub.extras import require_extra
-from minigpt.hub.folders import staged_folder
+from minigpt.hub.folders import check_output, staged_folder
 from minigpt.hub.trained import AskedWrongly
 
 
@@ -46,6 +46,16 @@ def test_what_holds_something_is_refused_before_the_work(tmp_path: Path) -> None
     ):
         with pytest.raises(AskedWrongly, match=reason), staged_folder(tmp_path / name):
             pytest.fail("the work has started")
+
+
+def test_a_folder_that_would_be_refused_is_refused_early_and_nothing_is_made(tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thing").write_text("", encoding="utf-8")
+    with pytest.raises(AskedWrongly, match="already holds something"):
+        check_output(tmp_path / "full")
+    check_output(tmp_path / "full", overwrite=True)
+    check_output(tmp_path / "deep" / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]
 
 
 def test_a_missing_extra_is_one_sentence_that_says_what_to_install() -> None:
