@@ -95,7 +95,7 @@ class BlockGenerationMixin(UnboundedGenerationMixin):
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Crops the context to the last block; inside the block, and for rolling caches, as transformers does it."""
-        block_size = self.config.max_position_embeddings
+        block_size = self._room_in_block()
         if input_ids.shape[1] > block_size and not self.config.rolls_past_block:
             input_ids, next_sequence_length = input_ids[:, -block_size:], None  # (batch, block)
             position_ids = None
@@ -115,8 +115,20 @@ class BlockGenerationMixin(UnboundedGenerationMixin):
             **kwargs,
         )
 
-    def _refuse_past_block(self, total_length: int | None, what: str) -> None:
+    def _room_in_block(self) -> int:
+        """Tokens that one block takes: all of its places but those of the virtual tokens of PEFT's prompt learning."""
         block_size = self.config.max_position_embeddings
+        # A prompt-learning PEFT model puts its own method in the place of ours while it generates.
+        wrapper = getattr(vars(self).get("prepare_inputs_for_generation"), "__self__", None)
+        virtual = getattr(getattr(wrapper, "active_peft_config", None), "num_virtual_tokens", None) or 0
+        if virtual >= block_size:
+            raise ValueError(
+                f"{virtual} virtual tokens leave no room in the block of {block_size}; train an adapter of fewer."
+            )
+        return block_size - virtual
+
+    def _refuse_past_block(self, total_length: int | None, what: str) -> None:
+        block_size = self._room_in_block()
         if not self.config.rolls_past_block and (total_length is None or total_length > block_size):
             length = "any length" if total_length is None else f"{total_length} tokens"
             raise ValueError(
@@ -143,7 +155,7 @@ class BlockGenerationMixin(UnboundedGenerationMixin):
             self._refuse_past_block(seen + new_tokens, "continuing a cache from the new tokens alone")
         if generation_config.guidance_scale not in (None, 1):
             self._refuse_past_block(generation_config.max_length, "guided generation")
-        if input_ids.shape[1] > self.config.max_position_embeddings and not self.config.rolls_past_block:
+        if input_ids.shape[1] > self._room_in_block() and not self.config.rolls_past_block:
             generation_config.prefill_chunk_size = None  # the crop is one block: there is nothing to cut in chunks
         return super()._prefill(input_ids, generation_config, model_kwargs, **kwargs)
 

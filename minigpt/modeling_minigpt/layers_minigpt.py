@@ -41,6 +41,10 @@ class LearnedPositions(nn.Embedding):
         super().__init__(config.max_position_embeddings, config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+        if position_ids.shape[-1] != hidden_states.shape[1]:
+            # A sum would stretch one token over all of the positions, without a word.
+            given = f"{position_ids.shape[-1]} position_ids were given for {hidden_states.shape[1]} tokens"
+            raise ValueError(f"{given}; give one for each token.")
         try:
             return hidden_states + super().forward(position_ids)  # (batch, seq, hidden)
         except IndexError as error:

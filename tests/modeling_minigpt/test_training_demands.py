@@ -129,6 +129,11 @@ def test_both_inputs_or_none_are_refused(build, ids, model_class):
             model(**inputs)
 
 
+def test_positions_of_other_tokens_are_refused(build, ids):
+    with pytest.raises(ValueError, match="10 position_ids were given for 1 tokens; give one for each token"):
+        build()(ids[:, :1], position_ids=torch.arange(10)[None])
+
+
 @pytest.mark.parametrize(
     ("keep", "positions"),
     [(0, slice(None)), (1, slice(-1, None)), (4, slice(-4, None)), (torch.tensor([1, 7, 2]), [1, 7, 2])],
