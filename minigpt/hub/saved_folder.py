@@ -1,0 +1,188 @@
+"""What a saved folder says about its model, read from its files without loading it and without running its code."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from minigpt.hub.known_texts import KNOWN_TEXTS, KnownText
+from minigpt.hub.trained import AskedWrongly
+
+# What a head is for: the Hub's task, and the class that opens it.
+_HEADS = {
+    "ForCausalLM": ("text-generation", "AutoModelForCausalLM"),
+    "LMHeadModel": ("text-generation", "AutoModelForCausalLM"),
+    "ForSequenceClassification": ("text-classification", "AutoModelForSequenceClassification"),
+    "ForTokenClassification": ("token-classification", "AutoModelForTokenClassification"),
+    "Model": ("feature-extraction", "AutoModel"),
+}
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What the tokens of a model are.
+
+    Attributes:
+        characters: In the order of their ids, if each token is one character; else None.
+        subwords: Their number, if the tokens are pieces of words; else None.
+        special: How many special tokens there are.
+    """
+
+    characters: tuple[str, ...] | None
+    subwords: int | None
+    special: int
+
+
+@dataclass(frozen=True)
+class SavedFolder:
+    """A model's folder, as `minigpt train`, a Trainer or `save_pretrained` left it.
+
+    Attributes:
+        path: Where it is.
+        config: What its `config.json` holds.
+        run: What its `run.json` holds, or None without one.
+        state: What its `trainer_state.json` holds, or None without one.
+        text_hash: What its `text.sha256` holds, or None without one: checkpoints have it.
+        vocabulary: Its tokens, or None without a `tokenizer.json`.
+        parameters: How many there are in its safetensors files, or None without any.
+        sample: What its `sample.txt` holds, or None without one.
+        has_picture: Whether it holds a `loss.png`.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    run: dict[str, Any] | None
+    state: dict[str, Any] | None
+    text_hash: str | None
+    vocabulary: Vocabulary | None
+    parameters: int | None
+    sample: str | None
+    has_picture: bool
+
+    @property
+    def model_type(self) -> str:
+        """The config's `model_type`."""
+        return str(self.config.get("model_type", "unknown"))
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is a MiniGPT or a bigram."""
+        return self.model_type in ("minigpt", "minigpt_bigram")
+
+    @property
+    def carries_code(self) -> bool:
+        """Whether whoever lacks its class can load it from the code beside it."""
+        return bool(self.config.get("auto_map"))
+
+    @property
+    def unit(self) -> str:
+        """What a token is called, in the plural."""
+        return "characters" if self.vocabulary and self.vocabulary.characters is not None else "tokens"
+
+    @property
+    def text_sha256(self) -> str | None:
+        """Hash of the text it was trained on, where that is recorded."""
+        return self.text_hash if self.run is None else str(self.run["data"]["sha256"])
+
+    @property
+    def known_text(self) -> KnownText | None:
+        """The text it was trained on, if it is one that many are trained on."""
+        return KNOWN_TEXTS.get(self.text_sha256 or "")
+
+    @property
+    def hub_dataset(self) -> str | None:
+        """The id on the Hub of what it was trained on; a file's name has no owner."""
+        if self.known_text:
+            return self.known_text.hub_dataset
+        name = str(self.run["data"]["name"]) if self.run is not None else ""
+        return name if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, re.ASCII) else None
+
+    @property
+    def task(self) -> str | None:
+        """The Hub's name of what the saved head is for, or None if that is not known."""
+        return self._head[0]
+
+    @property
+    def auto_class(self) -> str:
+        """The class of transformers that opens the model with its head."""
+        return self._head[1]
+
+    @property
+    def _head(self) -> tuple[str | None, str]:
+        (architecture, *_) = self.config.get("architectures") or [""]
+        found = (head for suffix, head in _HEADS.items() if str(architecture).endswith(suffix))
+        return next(found, (None, "AutoModel"))
+
+
+def read_saved_folder(path: Path) -> SavedFolder:
+    """Reads what is known of the model in a folder.
+
+    Raises:
+        AskedWrongly: The folder holds no model, or one of its JSON or weight files cannot be read.
+    """
+    config = _read_json(path / "config.json")
+    if config is None:
+        raise AskedWrongly(f"the folder {path} holds no model: it has no config.json.")
+    return SavedFolder(
+        path=path,
+        config=config,
+        run=_read_json(path / "run.json"),
+        state=_read_json(path / "trainer_state.json"),
+        text_hash=(_read_text(path / "text.sha256") or "").strip() or None,
+        vocabulary=_read_vocabulary(path),
+        parameters=_count_parameters(path),
+        sample=_read_text(path / "sample.txt"),
+        has_picture=(path / "loss.png").is_file(),
+    )
+
+
+def _read_text(file: Path) -> str | None:
+    return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else None
+
+
+def _read_json(file: Path) -> dict[str, Any] | None:
+    if not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise AskedWrongly(f"{file} cannot be read ({error}); put it back as it was, or take it away.") from error
+    if not isinstance(content, dict):
+        raise AskedWrongly(f"{file} holds a {type(content).__name__} and no object; put it back as it was.")
+    return content
+
+
+def _read_vocabulary(path: Path) -> Vocabulary | None:
+    tokenizer = _read_json(path / "tokenizer.json")
+    if tokenizer is None:
+        return None
+    special = {token["content"] for token in tokenizer.get("added_tokens", ()) if token.get("special")}
+    model = tokenizer.get("model", {})
+    vocab = model.get("vocab", {})
+    # Unigram models list their pieces with scores.
+    tokens = vocab if isinstance(vocab, dict) else {piece: place for place, (piece, *_) in enumerate(vocab)}
+    ordinary = sorted(tokens.keys() - special, key=lambda token: tokens[token])
+    if not model.get("merges") and ordinary and all(len(token) == 1 for token in ordinary):
+        return Vocabulary(characters=tuple(ordinary), subwords=None, special=len(special))
+    return Vocabulary(characters=None, subwords=len(ordinary), special=len(special))
+
+
+def _count_parameters(path: Path) -> int | None:
+    files = sorted(path.glob("model*.safetensors"))
+    if not files:
+        return None
+    count = 0
+    for file in files:
+        try:
+            with safe_open(file, framework="np") as weights:
+                for name in weights.keys():  # noqa: SIM118 - not a mapping
+                    size = 1
+                    for length in weights.get_slice(name).get_shape():
+                        size *= length
+                    count += size
+        except (OSError, SafetensorError) as error:
+            raise AskedWrongly(f"{file} cannot be read ({error}); save the model again.") from error
+    return count
