@@ -55,8 +55,9 @@ def generate(argv: Sequence[str]) -> None:
 
 def _generate(arguments: argparse.Namespace) -> None:
     import torch
-    from transformers import TextStreamer, set_seed
+    from transformers import set_seed
 
+    from minigpt.hub.streaming import TokenStreamer
     from minigpt.hub.trained import encode_prompt, open_trained
 
     model, tokenizer = open_trained(arguments.model, arguments.device)
@@ -67,7 +68,7 @@ def _generate(arguments: argparse.Namespace) -> None:
         print(f"The prompt has {length} tokens: the model goes on from the last {block_size}.", file=sys.stderr)
     if arguments.seed is not None:
         set_seed(arguments.seed)
-    streamer = TextStreamer(tokenizer, skip_special_tokens=True) if arguments.stream else None
+    streamer = TokenStreamer(tokenizer, skip_special_tokens=True) if arguments.stream else None
     output = model.generate(
         input_ids, attention_mask=torch.ones_like(input_ids), streamer=streamer, **_sampling(arguments)
     )
