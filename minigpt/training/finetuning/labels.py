@@ -1,0 +1,145 @@
+"""Conversations as tokens, with labels where something is to be learned: in the assistant's answers."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+
+from minigpt.hub.trained import AskedWrongly
+from minigpt.training.batches import IGNORED
+from minigpt.training.finetuning.conversations import Conversation, Conversations
+from minigpt.training.text_files import CorpusError
+
+_NAMED = 5
+
+
+@dataclass(frozen=True)
+class LabelledRows:
+    """Rows of tokens to train on.
+
+    Attributes:
+        dataset: `input_ids` and `labels` of each row, of one length; -100 where nothing is learned.
+        num_cut: Rows that were cut to the block.
+        num_left_out: Rows that were left out, for the cut took all that was to be learned.
+    """
+
+    dataset: datasets.Dataset
+    num_cut: int
+    num_left_out: int
+
+
+def label_rows(
+    conversations: Conversations,
+    tokenizer: Any,
+    block_size: int,
+    *,
+    truncate: bool = False,
+    assistant_only_loss: bool = True,
+) -> LabelledRows:
+    """Writes conversations in the tokenizer's chat template, and labels what the assistant says.
+
+    The end of an answer is labelled too where the template's generation marks take it in: that is how a model learns
+    to stop. A bare prompt and completion are written without a template, and end with the end of text.
+
+    Args:
+        conversations: What was read.
+        tokenizer: A tokenizer with a chat template; bare prompts and completions need none.
+        block_size: Tokens that the model takes at most.
+        truncate: Whether longer rows are cut to their first `block_size` tokens; otherwise they are refused.
+        assistant_only_loss: Whether only the assistant's tokens (of bare rows, the completion's) are learned.
+
+    Raises:
+        AskedWrongly: The template does not mark what the assistant says, or there is none.
+        CorpusError: A row is longer than the block, has a character that the vocabulary lacks, or nothing is left.
+    """
+    if any(row.messages for row in conversations.rows):
+        _check_template(tokenizer, assistant_only_loss)
+    rows: list[tuple[list[int], list[int]]] = []
+    too_long: list[tuple[str, int]] = []
+    for conversation in conversations.rows:
+        _refuse_unknown(conversation, tokenizer)
+        ids, is_learned = _tokens(conversation, tokenizer)
+        if len(ids) > block_size:
+            too_long.append((conversation.where, len(ids)))
+        labels = list(ids)
+        if assistant_only_loss:
+            labels = [token if learned else IGNORED for token, learned in zip(ids, is_learned, strict=True)]
+        rows.append((ids[:block_size], labels[:block_size]))
+    if too_long and not truncate:
+        where, length = too_long[0]
+        raise CorpusError(
+            f"{len(too_long):,} of {len(rows):,} rows are longer than the block of {block_size} tokens (the first is "
+            f"{where}, with {length:,}); cut them with --truncate, shorten them, or take a model of a longer block."
+        )
+    # The first token is nobody's target.
+    kept = [(ids, labels) for ids, labels in rows if any(label != IGNORED for label in labels[1:])]
+    if not kept:
+        raise CorpusError(
+            f"no row of {conversations.name} has an answer within its first {block_size} tokens; shorten the prompts, "
+            "or take a model of a longer block."
+        )
+    dataset = datasets.Dataset.from_dict(
+        {"input_ids": [ids for ids, _ in kept], "labels": [labels for _, labels in kept]}
+    )
+    return LabelledRows(dataset, num_cut=len(too_long), num_left_out=len(rows) - len(kept))
+
+
+def _check_template(tokenizer: Any, assistant_only_loss: bool) -> None:
+    template = tokenizer.chat_template
+    if template is None:
+        raise AskedWrongly("the tokenizer has no chat template to write messages in; give it one.")
+    if assistant_only_loss and not re.search(r"\{%-?\s*generation\s*-?%\}", str(template)):
+        raise AskedWrongly(
+            "the tokenizer's chat template has no {% generation %} marks, which tell the assistant's tokens from the "
+            "others; give it a template that has them, or learn from all tokens with --assistant_only_loss false."
+        )
+
+
+def _tokens(conversation: Conversation, tokenizer: Any) -> tuple[list[int], list[bool]]:
+    """The ids of a row, and of each whether it is the assistant's."""
+    if not conversation.messages:
+        given = tokenizer(conversation.prompt, add_special_tokens=False)["input_ids"]
+        answer = tokenizer(conversation.completion, add_special_tokens=False)["input_ids"]
+        end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        return [*given, *answer, *end], [False] * len(given) + [True] * (len(answer) + len(end))
+    ids, learned = _templated(conversation.messages, tokenizer)
+    if conversation.num_given:
+        given, _ = _templated(conversation.messages[: conversation.num_given], tokenizer)
+        if ids[: len(given)] != given:
+            raise AskedWrongly(
+                f"{conversation.where} has a prompt that the chat template writes otherwise when it is answered, so "
+                "that the two cannot be told apart; give rows of messages, or another template."
+            )
+        learned[: len(given)] = [False] * len(given)
+    return ids, learned
+
+
+def _templated(messages: tuple[dict[str, str], ...], tokenizer: Any) -> tuple[list[int], list[bool]]:
+    written = tokenizer.apply_chat_template(
+        list(messages), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    )
+    return list(written["input_ids"]), [bool(mask) for mask in written["assistant_masks"]]
+
+
+def _refuse_unknown(conversation: Conversation, tokenizer: Any) -> None:
+    """Refuses a row that cannot be written in the vocabulary, the words that the template adds included."""
+    text = conversation.prompt + conversation.completion
+    if conversation.messages:
+        text = tokenizer.apply_chat_template(list(conversation.messages), tokenize=False)
+    if hasattr(tokenizer, "stoi"):
+        for token in tokenizer.all_special_tokens:
+            text = text.replace(token, "")
+        lacking = sorted(set(text) - tokenizer.stoi.keys())
+    else:
+        # Where the unknown token is the end of text as well, as in GPT-2, a row may hold it.
+        is_lost = tokenizer.unk_token_id not in (None, tokenizer.eos_token_id) and (
+            tokenizer.unk_token_id in tokenizer(text, add_special_tokens=False)["input_ids"]
+        )
+        lacking = [tokenizer.unk_token] if is_lost else []
+    if lacking:
+        named = ", ".join(map(repr, lacking[:_NAMED])) + (" and more" if lacking[_NAMED:] else "")
+        raise CorpusError(
+            f"{conversation.where} has what the vocabulary lacks ({named}); take it out, or add it with "
+            "--extend_vocabulary."
+        )
