@@ -152,7 +152,7 @@ def push(argv: Sequence[str]) -> None:
     with _calm():
         from minigpt.hub.publish import push_folder
 
-        url = push_folder(
+        done = push_folder(
             arguments.model,
             arguments.repository,
             private=arguments.private,
@@ -160,7 +160,11 @@ def push(argv: Sequence[str]) -> None:
             create_pr=arguments.create_pr,
             commit_message=arguments.commit_message,
         )
-    print(url)
+    if not done.written and not done.deleted:
+        print("Nothing has changed: the Hub has it all already.", file=sys.stderr)
+    elif done.left:
+        print(f"Not pushed: {', '.join(done.left)}.", file=sys.stderr)
+    print(done.url)
 
 
 def import_(argv: Sequence[str]) -> None:

@@ -449,11 +449,11 @@ class Handler(BaseHTTPRequestHandler):
 
     @route(r"POST /((?P<kind>datasets|spaces)/)?{id}\.git/info/lfs/objects/batch")
     def prepare_large_files(self, id: str, kind: str = "models") -> None:
-        self._writable(kind, id, proposes=True)
+        repository = self._writable(kind, id, proposes=True)
         answer = []
         for wanted in json.loads(self.body)["objects"]:
             answer.append({"oid": wanted["oid"], "size": wanted["size"]})
-            if wanted["oid"] not in self.hub.storage:
+            if wanted["oid"] not in repository.uploads:
                 put = f"{self._elsewhere}/_storage/{wanted['oid']}?signature={self._signature(wanted['oid'])}"
                 verify = f"{self._page(kind, id)}.git/info/lfs/verify"
                 answer[-1]["actions"] = {"upload": {"href": put}, "verify": {"href": verify}}
@@ -489,10 +489,11 @@ class Handler(BaseHTTPRequestHandler):
 
     @route(r"POST /((?P<kind>datasets|spaces)/)?{id}\.git/info/lfs/verify")
     def verify_large_file(self, id: str, kind: str = "models") -> None:
-        self._writable(kind, id, proposes=True)
+        repository = self._writable(kind, id, proposes=True)
         promised = json.loads(self.body)
         if len(self.hub.storage.get(promised["oid"], b"")) != promised["size"]:
             raise Refused(400, "The stored file does not have the promised size")
+        repository.uploads.add(promised["oid"])
         self._send({})
 
     @route("POST /api/{kind}/{id}/commit/{revision}")
@@ -529,7 +530,7 @@ class Handler(BaseHTTPRequestHandler):
                 raise Refused(400, "; ".join(errors))
             files[path] = Blob(content)
         elif key == "lfsFile":
-            if value["oid"] not in self.hub.storage:
+            if value["oid"] not in repository.uploads:
                 raise Refused(400, f"{path} was not uploaded")
             files[path] = Blob(self.hub.storage[value["oid"]], is_large=True)
         elif key == "deletedFile":

@@ -108,6 +108,7 @@ class Repository:
     private: bool = False
     refs: dict[str, Commit] = field(default_factory=dict)
     pull_requests: list[PullRequest] = field(default_factory=list)
+    uploads: set[str] = field(default_factory=set)  # SHA-256 of the large files that have arrived for it
 
     def __post_init__(self) -> None:
         start = Commit({".gitattributes": Blob(GITATTRIBUTES)}, "initial commit", self.owner)

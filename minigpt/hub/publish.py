@@ -1,0 +1,226 @@
+"""A folder to the Hub, in one commit: the model, its tokenizer, its code, its card."""
+
+import hashlib
+import io
+import logging
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    constants,
+    get_session,
+    get_token,
+    hf_hub_url,
+    hf_raise_for_status,
+)
+from huggingface_hub import logging as client_logging
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import (  # type: ignore[attr-defined]
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+)
+
+from minigpt.hub.card import model_card
+from minigpt.hub.refusals import PushFailed, no_token, plain_refusals
+from minigpt.hub.release import CARD, Release, default_message, is_stale, prepare_release
+from minigpt.hub.standing import Standing, look_at
+from minigpt.hub.trained import AskedWrongly
+
+_SECONDS = 10
+
+
+@dataclass(frozen=True)
+class Push:
+    """What a push has done.
+
+    Attributes:
+        url: Where it can be seen: the repository, its branch, or the pull request.
+        written: The files that are new there or have changed; none if everything was there already.
+        deleted: The files of an earlier push that would have been taken for this model's.
+        left: What the folder holds besides, and is not published.
+    """
+
+    url: str
+    written: tuple[str, ...]
+    deleted: tuple[str, ...]
+    left: tuple[str, ...]
+
+
+def push_folder(
+    folder: str | Path,
+    repository: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str | None = None,
+) -> Push:
+    """Publishes a trained or saved model: weights, configs, tokenizer, code, picture, sample, run and card.
+
+    The folder is opened first, as whoever downloads it will open it, and nothing in it is changed. What the repository
+    holds already is not sent again. Checkpoints, optimizer states and pickles stay here.
+
+    Args:
+        folder: What `minigpt train`, a Trainer or `save_pretrained` wrote, or one of its checkpoints.
+        repository: `OWNER/NAME`, or `NAME` for one's own. It is made if there is none.
+        private: Whether a new repository is for its owner alone.
+        revision: The branch, made from the main one if there is none; or a pull request, `refs/pr/1`.
+        create_pr: Whether to open a pull request instead of changing the main branch.
+        commit_message: What the commit is called; by default how far the model has come.
+
+    Raises:
+        AskedWrongly: Nothing has been sent: a name or the folder is not as it must be, the repository holds another
+            kind of model, or is public and was asked to be private.
+        PushFailed: The Hub has refused it, failed or was not reached. The same command can be given again.
+    """
+    _check_names(repository, revision, create_pr, commit_message)
+    token = get_token()
+    if token is None:
+        raise no_token()
+    with tempfile.TemporaryDirectory() as staging, _quiet_client():
+        release = prepare_release(Path(folder), Path(staging))
+        if "/" not in repository:
+            with plain_refusals(repository):
+                repository = f"{_user(token)}/{repository}"
+        with plain_refusals(repository):
+            return _push(
+                HfApi(token=token),
+                release,
+                repository,
+                private=private,
+                revision=revision,
+                create_pr=create_pr,
+                message=commit_message or default_message(release),
+            )
+
+
+def _check_names(repository: str, revision: str | None, create_pr: bool, message: str | None) -> None:
+    try:
+        hf_hub_url(repository, CARD)
+    except HFValidationError as error:
+        raise AskedWrongly(
+            f"a repository is called OWNER/NAME, of letters, digits, '-', '_' and '.', and not {repository!r}."
+        ) from error
+    if message is not None and not message.strip():
+        raise AskedWrongly("the commit message is empty; write what has changed, or leave it out.")
+    if revision is None:
+        return
+    if create_pr:
+        raise AskedWrongly(f"a pull request is for the main branch; leave out --revision {revision} or --create-pr.")
+    is_branch = re.fullmatch(r"(?!refs/)(?!.*(?:\.\.|//))\w[\w./+-]*(?<![./])", revision, re.ASCII)
+    is_commit = re.fullmatch(r"[0-9a-f]{40}", revision)
+    if is_commit or not (is_branch or re.fullmatch(r"refs/pr/\d+", revision)):
+        raise AskedWrongly(
+            f"{revision!r} is no branch's name; use letters, digits, '-', '_', '.' and '/', or refs/pr/NUMBER."
+        )
+
+
+def _user(token: str) -> str:
+    """Whose token this is; asked with a limit of time, which the client's own `whoami` lacks."""
+    response = get_session().get(
+        f"{constants.ENDPOINT}/api/whoami-v2", headers={"Authorization": f"Bearer {token}"}, timeout=_SECONDS
+    )
+    hf_raise_for_status(response)
+    return str(response.json()["name"])
+
+
+def _push(
+    api: HfApi,
+    release: Release,
+    repository: str,
+    *,
+    private: bool,
+    revision: str | None,
+    create_pr: bool,
+    message: str,
+) -> Push:
+    standing = look_at(api, repository, revision)
+    _check_standing(standing, release, repository, private)
+    card = model_card(release.saved.path, repository, standing.card if standing else None)
+    try:
+        card.validate()
+    except ValueError as error:
+        raise PushFailed(f"the Hub does not accept the model card's metadata ({_errors(error)}).") from error
+    if standing is None:
+        api.create_repo(repository, private=private)
+    if revision is not None and not revision.startswith("refs/"):
+        api.create_branch(repository, branch=revision, exist_ok=True)
+    if standing is None:
+        standing = look_at(api, repository, revision)
+        assert standing is not None
+    contents: dict[str, Path | bytes] = {**release.files, CARD: str(card).encode()}
+    written = [name for name, content in contents.items() if _differs(content, standing.hashes.get(name))]
+    deleted = [name for name in standing.hashes if is_stale(name, release)]
+    url = f"{constants.ENDPOINT}/{repository}"
+    if revision is not None and revision != constants.DEFAULT_REVISION:
+        url = f"{url}/tree/{quote(revision, safe='')}"
+    if written or deleted:
+        commit = api.create_commit(
+            repository,
+            [
+                *(CommitOperationAdd(name, contents[name]) for name in written),
+                *(CommitOperationDelete(name) for name in deleted),
+            ],
+            commit_message=message,
+            revision=revision,
+            create_pr=create_pr,
+            parent_commit=standing.commit,
+        )
+        url = commit.pr_url or url
+    return Push(url, tuple(written), tuple(deleted), release.left)
+
+
+def _check_standing(standing: Standing | None, release: Release, repository: str, private: bool) -> None:
+    """Refuses to show what was meant to be private, and to write one model over another."""
+    if standing is None:
+        return
+    if private and not standing.private:
+        raise AskedWrongly(
+            f"{repository} is there already and everybody can read it; make it private in its settings, or push to a "
+            "new name."
+        )
+    if standing.model_type not in (None, release.saved.model_type):
+        raise AskedWrongly(
+            f"{repository} holds a model of type {standing.model_type!r} already and {release.saved.path} one of type "
+            f"{release.saved.model_type!r}; push to another name."
+        )
+
+
+def _differs(content: Path | bytes, known: str | None) -> bool:
+    """Whether a file is another than the one with this hash, git's own or a SHA-256."""
+    if known is None:
+        return True
+    if len(known) == hashlib.sha256().digest_size * 2:
+        with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() != known
+    data = content if isinstance(content, bytes) else content.read_bytes()
+    return hashlib.sha1(b"blob %d\0%s" % (len(data), data), usedforsecurity=False).hexdigest() != known
+
+
+def _errors(error: ValueError) -> str:
+    return "; ".join(re.findall(r'"message":\s*"((?:[^"\\]|\\.)*)"', str(error))) or " ".join(str(error).split())
+
+
+@contextmanager
+def _quiet_client() -> Iterator[None]:
+    """Lets the client say nothing of its own, and show its bars only to a person who is watching."""
+    verbosity, had_bars = client_logging.get_verbosity(), not are_progress_bars_disabled()
+    client_logging.set_verbosity(logging.ERROR)
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        client_logging.set_verbosity(verbosity)
+        if had_bars:
+            enable_progress_bars()

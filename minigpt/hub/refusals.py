@@ -1,0 +1,104 @@
+"""What goes wrong between here and the Hub, each in one sentence that says what to do."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from huggingface_hub import constants
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from minigpt.hub.trained import AskedWrongly
+
+_AGAIN = "run the same command again, and what has arrived is not sent twice"
+_LOG_IN = "log in with `hf auth login`, or put a token that may write into HF_TOKEN"
+
+
+class PushFailed(RuntimeError):
+    """The Hub has not taken it; the message is one sentence."""
+
+
+@contextmanager
+def plain_refusals(repository: str) -> Iterator[None]:
+    """Turns whatever the Hub or the way to it raises in the block into one sentence.
+
+    Args:
+        repository: What was to be written to, for the sentence.
+
+    Raises:
+        PushFailed: The Hub said no, failed, or could not be reached.
+        AskedWrongly: There is no token, or the Hub is switched off here.
+    """
+    try:
+        yield
+    except (AskedWrongly, PushFailed):
+        raise
+    except Exception as error:
+        raise _in_plain_words(error, repository) from error
+
+
+def no_token() -> AskedWrongly:
+    """The refusal of who has not logged in."""
+    return AskedWrongly(f"the Hub has to know who pushes: {_LOG_IN}.")
+
+
+def _in_plain_words(error: Exception, repository: str) -> Exception:
+    for cause in _causes(error):
+        if isinstance(cause, HfHubHTTPError):
+            return PushFailed(_answer_in_plain_words(cause, repository))
+        if isinstance(cause, OfflineModeIsEnabled):
+            return AskedWrongly("the Hub is switched off here by HF_HUB_OFFLINE; unset it to push.")
+        if isinstance(cause, LocalTokenNotFoundError):
+            return no_token()
+        if type(cause).__module__.partition(".")[0] in ("httpx", "httpx2"):  # which of them, huggingface_hub decides
+            if type(cause).__name__ in ("ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol"):
+                return PushFailed(
+                    f"the Hub at {constants.ENDPOINT} cannot be reached ({_reason(cause)}); check the connection, then "
+                    "run the same command again."
+                )
+            return PushFailed(
+                f"the connection to the Hub broke ({_reason(cause)}), and nothing was published in {repository}; "
+                f"{_AGAIN}."
+            )
+    return PushFailed(f"the push to {repository} did not go through ({_reason(error)}); {_AGAIN}.")
+
+
+def _answer_in_plain_words(error: HfHubHTTPError, repository: str) -> str:
+    status = error.response.status_code
+    said = " ".join((error.server_message or f"status {status}").split()).rstrip(".")
+    if isinstance(error, RevisionNotFoundError):
+        return f"{repository} has no such revision ({said}); a push makes branches, and no pull requests but new ones."
+    if status == 401 and "RepoNotFound" not in error.response.headers.get("X-Error-Code", ""):
+        return f"the Hub does not accept the token ({said}); {_LOG_IN}."
+    if isinstance(error, RepositoryNotFoundError):
+        return f"{repository} is not there for this token ({said}); push to a name of your own."
+    if status == 403:
+        return (
+            f"the token may not write to {repository} ({said}); push to a name of your own, with a token that may "
+            "write (`hf auth login`, or HF_TOKEN), or propose the change with --create-pr."
+        )
+    if status in (409, 412):
+        return f"somebody else has changed {repository} just now ({said}); run the same command again."
+    if status == 429:
+        return f"the Hub has had too many requests ({said}); wait a while, then run the same command again."
+    if status < 500:
+        return f"the Hub refuses what was pushed to {repository} ({said})."
+    return f"the Hub could not store it ({status}: {said}), and nothing was published in {repository}; {_AGAIN}."
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and those behind it, the outermost first."""
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__

@@ -1,0 +1,620 @@
+"""Claims about `minigpt push`: what arrives, what stays here, what is refused, and what a failure leaves behind."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+from minigpt import (
+    BigramConfig,
+    BigramForCausalLM,
+    MiniGPTConfig,
+    MiniGPTForCausalLM,
+    MiniGPTForSequenceClassification,
+    MiniGPTTokenizer,
+)
+from minigpt.cli import main
+from minigpt.training.corpus import PLAYS
+
+if TYPE_CHECKING:
+    from tests.hub.double import Hub
+
+CODE = {"configuration_minigpt.py", "generation_minigpt.py", "layers_minigpt.py", "modeling_minigpt.py"}
+MODEL = {"config.json", "generation_config.json", "model.safetensors", *CODE}
+TOKENIZER = {"tokenizer.json", "tokenizer_config.json"}
+RUN = {"run.json", "loss.png", "sample.txt"}
+PUSHED = {*MODEL, *TOKENIZER, *RUN, "README.md"}
+TEXT = "What say you, sir?\n"
+
+
+def fingerprint(folder: Path) -> dict[str, tuple[int, str]]:
+    """Every file with the time of its last change and its hash."""
+    return {
+        path.relative_to(folder).as_posix(): (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest())
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a tiny model, with all that a run leaves."""
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "my.txt").write_text(PLAYS.read_text(encoding="utf-8")[:5000], encoding="utf-8", newline="\n")
+    shape = ["--n_layer", "1", "--n_head", "2", "--n_embd", "8", "--block_size", "8"]
+    length = ["--max_steps", "4", "--save_steps", "2", "--eval_iters", "1", "--sample_length", "5"]
+    run = ["train", "--data", str(folder / "my.txt"), "--output_dir", str(folder / "tiny"), *shape, *length]
+    assert main(run) == 0
+    return folder / "tiny"
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "tiny"))
+
+
+@pytest.fixture
+def pushed(hub: "Hub", run: Path) -> str:
+    assert main(["push", str(run), "tiny"]) == 0
+    hub.requests.clear()
+    return "tester/tiny"
+
+
+def refused(capsys: pytest.CaptureFixture[str], *command: str, status: int = 2) -> str:
+    """Pushes in vain, and returns the one sentence that says why."""
+    capsys.readouterr()
+    assert main(["push", *command]) == status
+    out, err = capsys.readouterr()
+    assert out == ""
+    (line,) = err.splitlines()
+    assert line.startswith("minigpt: ")
+    assert "hf_" not in line.replace("HF_", ""), "a token is shown"
+    return line
+
+
+# What arrives.
+
+
+@pytest.mark.door("`minigpt push`: model, tokenizer, code, card, picture and sample in one commit", "huggingface_hub")
+def test_a_run_arrives_whole_and_in_one_commit(hub: "Hub", run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = fingerprint(run)
+    assert main(["push", str(run), "tester/tiny"]) == 0
+    assert fingerprint(run) == before
+    assert capsys.readouterr().out == f"{hub.url}/tester/tiny\n"
+    there = hub.files("tester/tiny")
+    assert there.keys() - {".gitattributes"} == PUSHED
+    for name in PUSHED - {"README.md"}:
+        assert there[name] == (run / name).read_bytes()
+    first, start = hub.commits("tester/tiny")
+    assert first.changed() == PUSHED
+    assert start.title == "initial commit"
+    assert not hub.repository("tester/tiny").private
+
+
+def test_what_stays_here_is_named(hub: "Hub", run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "notes.txt").write_text("mine", encoding="utf-8")
+    (run / ".env").write_text("SECRET=1", encoding="utf-8")
+    (run / "helper.py").write_text("raise SystemExit", encoding="utf-8")
+    assert main(["push", str(run), "tiny"]) == 0
+    err = capsys.readouterr().err
+    for name in ("checkpoint-2", "checkpoint-4", "trainer_state.json", "training_args.bin", "notes.txt", "helper.py"):
+        assert name in err
+        assert not [path for path in hub.files("tester/tiny") if path.startswith(name)]
+    assert ".env" not in hub.files("tester/tiny")
+
+
+def test_the_card_is_that_of_the_run_and_names_the_repository(hub: "Hub", run: Path, pushed: str) -> None:
+    card = ModelCard.load(pushed)
+    (loss, *_) = card.data.eval_results
+    assert loss.metric_value == round(
+        json.loads((run / "run.json").read_text("utf-8"))["losses"]["validation"]["loss"], 6
+    )
+    assert f'"{pushed}"' in card.text
+    assert not (run / "README.md").exists()
+
+
+def test_the_commit_says_how_far_the_model_has_come(hub: "Hub", run: Path) -> None:
+    assert main(["push", str(run), "tiny"]) == 0
+    loss = json.loads((run / "run.json").read_text("utf-8"))["losses"]["validation"]["loss"]
+    assert hub.commits("tester/tiny")[0].title == f"MiniGPTForCausalLM, step 4: validation loss {loss:.4f}"
+
+
+def test_commit_message(hub: "Hub", run: Path) -> None:
+    assert main(["push", str(run), "tiny", "--commit-message", "My first model"]) == 0
+    assert hub.commits("tester/tiny")[0].title == "My first model"
+
+
+@pytest.mark.door("`minigpt push`: a second push sends only what has changed", "huggingface_hub")
+def test_a_second_push_sends_only_what_has_changed(
+    hub: "Hub", run: Path, pushed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["push", str(run), pushed]) == 0
+    assert "Nothing has changed" in capsys.readouterr().err
+    assert len(hub.commits(pushed)) == 2
+    assert not hub.requested("POST .*/(preupload|commit|batch)|PUT ")
+
+    (run / "sample.txt").write_text("Another sample.\n", encoding="utf-8")
+    assert main(["push", str(run), pushed]) == 0
+    (
+        latest,
+        *_,
+    ) = hub.commits(pushed)
+    assert latest.changed() == {"sample.txt", "README.md"}
+    assert not hub.requested("PUT /_storage/")
+
+    weights = load_file(run / "model.safetensors")
+    weights["lm_head.weight"].add_(1)
+    save_file(weights, run / "model.safetensors", metadata={"format": "pt"})
+    assert main(["push", str(run), pushed]) == 0
+    assert hub.commits(pushed)[0].changed() == {"model.safetensors"}
+    assert len(hub.requested("PUT /_storage/")) == 1
+
+
+def test_what_a_repository_holds_besides_stays_and_what_would_change_the_model_goes(
+    hub: "Hub", run: Path, pushed: str
+) -> None:
+    besides = {"LICENSE": b"mine", "notes.md": b"mine", "figures/a.png": b"mine", "onnx/model.onnx": b"mine"}
+    stale = {"chat_template.jinja": b"{{ 1 }}", "model-00001-of-00002.safetensors": b"", "configuration_bigram.py": b""}
+    hub.put(pushed, besides | stale)
+    assert main(["push", str(run), pushed]) == 0
+    assert hub.commits(pushed)[0].changed() == stale.keys()
+    assert hub.files(pushed).keys() - {".gitattributes"} == PUSHED | besides.keys()
+
+
+def test_words_that_a_person_wrote_into_the_card_stay(hub: "Hub", run: Path, pushed: str) -> None:
+    edited = hub.files(pushed)["README.md"].replace(b"---\n", b"---\nlicense: mit\n", 1) + b"\nTrained on a Sunday.\n"
+    hub.put(pushed, {"README.md": edited})
+    (run / "sample.txt").write_text("Another sample.\n", encoding="utf-8")
+    assert main(["push", str(run), pushed]) == 0
+    card = ModelCard.load(pushed)
+    assert "Trained on a Sunday." in card.text
+    assert card.data.license == "mit"
+
+
+def test_a_checkpoint_is_pushed_without_what_only_training_needs(hub: "Hub", run: Path) -> None:
+    assert main(["push", str(run / "checkpoint-2"), "tiny"]) == 0
+    assert hub.files("tester/tiny").keys() - {".gitattributes"} == {*MODEL, *TOKENIZER, "README.md"}
+
+
+# Where it arrives.
+
+
+def test_private(hub: "Hub", run: Path, pushed: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["push", str(run), "hidden", "--private"]) == 0
+    assert hub.repository("tester/hidden").private
+    # Without being asked again, it stays private; and nothing private is put where everybody reads.
+    assert main(["push", str(run), "hidden"]) == 0
+    assert hub.repository("tester/hidden").private
+    assert "everybody can read it" in refused(capsys, str(run), pushed, "--private")
+
+
+def test_revision(hub: "Hub", run: Path, pushed: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "sample.txt").write_text("Another sample.\n", encoding="utf-8")
+    capsys.readouterr()
+    assert main(["push", str(run), pushed, "--revision", "try/longer"]) == 0
+    assert capsys.readouterr().out == f"{hub.url}/{pushed}/tree/try%2Flonger\n"
+    assert hub.files(pushed, "try/longer")["sample.txt"] == b"Another sample.\n"
+    assert hub.files(pushed)["sample.txt"] != b"Another sample.\n"
+    assert main(["push", str(run), pushed, "--revision", "try/longer"]) == 0
+    assert len(hub.commits(pushed, "try/longer")) == 3
+    assert main(["push", str(run), "new", "--revision", "first"]) == 0
+    assert hub.files("tester/new", "first").keys() >= PUSHED
+    assert hub.files("tester/new").keys() == {".gitattributes"}
+
+
+def test_create_pr(hub: "Hub", run: Path, pushed: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "sample.txt").write_text("Another sample.\n", encoding="utf-8")
+    before = hub.files(pushed)
+    capsys.readouterr()
+    assert main(["push", str(run), pushed, "--create-pr", "--commit-message", "Better"]) == 0
+    assert capsys.readouterr().out == f"{hub.url}/{pushed}/discussions/1\n"
+    assert hub.files(pushed) == before
+    (proposed,) = hub.repository(pushed).pull_requests
+    assert proposed.title == "Better"
+    assert hub.commits(pushed, "refs/pr/1")[0].changed() == {"sample.txt", "README.md"}
+    # The way to improve it is to push to it.
+    (run / "sample.txt").write_text("A third sample.\n", encoding="utf-8")
+    assert main(["push", str(run), pushed, "--revision", "refs/pr/1"]) == 0
+    assert hub.files(pushed, "refs/pr/1")["sample.txt"] == b"A third sample.\n"
+    assert "no such revision" in refused(capsys, str(run), pushed, "--revision", "refs/pr/7", status=1)
+
+
+def test_a_change_can_be_proposed_to_whom_it_belongs(
+    hub: "Hub", run: Path, pushed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_stranger")
+    (run / "sample.txt").write_text("Another sample.\n", encoding="utf-8")
+    assert main(["push", str(run), pushed, "--create-pr"]) == 0
+    (proposed,) = hub.repository(pushed).pull_requests
+    assert proposed.author == "stranger"
+
+
+# What is refused before anything is sent.
+
+WRONG_NAMES = [
+    (["a/b/c"], "OWNER/NAME"),
+    (["https://huggingface.co/me/model"], "OWNER/NAME"),
+    (["my model"], "OWNER/NAME"),
+    (["tiny", "--commit-message", " "], "commit message is empty"),
+    (["tiny", "--revision", "a branch"], "no branch's name"),
+    (["tiny", "--revision", "a..b"], "no branch's name"),
+    (["tiny", "--revision", "refs/heads/main"], "no branch's name"),
+    (["tiny", "--revision", "8" * 40], "no branch's name"),
+    (["tiny", "--revision", "next", "--create-pr"], "--create-pr"),
+]
+
+
+@pytest.mark.parametrize(("names", "says"), WRONG_NAMES, ids=[" ".join(names) for names, _ in WRONG_NAMES])
+def test_wrong_names_are_refused(
+    hub: "Hub", run: Path, capsys: pytest.CaptureFixture[str], names: list[str], says: str
+) -> None:
+    assert says in refused(capsys, str(run), *names)
+    assert hub.requests == []
+
+
+def lose_the_weights(run: Path) -> None:
+    (run / "model.safetensors").unlink()
+
+
+def lose_the_tokenizer(run: Path) -> None:
+    for name in TOKENIZER:
+        (run / name).unlink()
+
+
+def lose_the_folder(run: Path) -> None:
+    shutil.rmtree(run)
+
+
+def truncate(run: Path) -> None:
+    weights = (run / "model.safetensors").read_bytes()
+    (run / "model.safetensors").write_bytes(weights[:-100])
+
+
+def forget_a_weight(run: Path) -> None:
+    weights = load_file(run / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, run / "model.safetensors", metadata={"format": "pt"})
+
+
+def swap_the_tokenizer(run: Path) -> None:
+    MiniGPTTokenizer.from_text("".join(map(chr, range(32, 400)))).save_pretrained(run)
+
+
+def pickle_the_weights(run: Path) -> None:
+    torch.save(load_file(run / "model.safetensors"), run / "pytorch_model.bin")
+    (run / "model.safetensors").unlink()
+
+
+def leave_the_checkpoints(run: Path) -> None:
+    for path in run.iterdir():
+        if path.is_file():
+            path.unlink()
+
+
+def spoil_the_config(run: Path) -> None:
+    (run / "config.json").write_text('{"model_type": ', encoding="utf-8")
+
+
+NOT_WHOLE = [
+    (lose_the_folder, "there is no folder"),
+    (leave_the_checkpoints, "checkpoint-4"),
+    (spoil_the_config, "config.json"),
+    (lose_the_weights, "no model.safetensors"),
+    (pickle_the_weights, "no model.safetensors"),
+    (truncate, "model.safetensors"),
+    (forget_a_weight, "lm_head.weight"),
+    (lose_the_tokenizer, "no tokenizer"),
+    (swap_the_tokenizer, "largest id"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "says"), NOT_WHOLE, ids=[spoil.__name__ for spoil, _ in NOT_WHOLE])
+def test_a_folder_that_is_not_whole_is_refused(
+    hub: "Hub", run: Path, capsys: pytest.CaptureFixture[str], spoil: Callable[[Path], None], says: str
+) -> None:
+    spoil(run)
+    assert says in refused(capsys, str(run), "tiny")
+    assert hub.requests == []
+
+
+def test_without_a_token_it_says_how_to_log_in(
+    hub: "Hub", run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_TOKEN")
+    assert "`hf auth login`" in refused(capsys, str(run), "tiny")
+    assert hub.requests == []
+
+
+TAKEN = {
+    "another architecture": {"config.json": b'{"model_type": "gpt2"}', "model.safetensors": b"weights"},
+    "a config that is none": {"config.json": b"no json"},
+    "another format": {"model.gguf": b"weights"},
+    "an adapter": {"adapter_model.safetensors": b"weights"},
+}
+
+
+@pytest.mark.parametrize("files", TAKEN.values(), ids=TAKEN.keys())
+def test_another_kind_of_model_is_not_written_over(
+    hub: "Hub", run: Path, capsys: pytest.CaptureFixture[str], files: dict[str, bytes]
+) -> None:
+    hub.create("tester/taken")
+    hub.put("tester/taken", files)
+    before = hub.files("tester/taken")
+    assert "push to another name" in refused(capsys, str(run), "taken")
+    assert hub.files("tester/taken") == before
+    assert main(["push", str(run), "free"]) == 0
+
+
+def test_a_repository_that_waits_for_its_model_is_filled(hub: "Hub", run: Path) -> None:
+    hub.create("tester/waiting")
+    hub.put("tester/waiting", {"README.md": b"---\nlicense: mit\n---\n", "LICENSE": b"MIT"})
+    assert main(["push", str(run), "waiting"]) == 0
+    assert hub.files("tester/waiting").keys() - {".gitattributes"} == PUSHED | {"LICENSE"}
+    assert ModelCard.load("tester/waiting").data.license == "mit"
+
+
+# What fails on the way: one sentence, nothing changed here or there, and the same command works when it is repeated.
+
+
+def wrong_token(hub: "Hub", monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("HF_TOKEN", "hf_expired")
+    return "does not accept the token"
+
+
+def token_that_may_only_read(hub: "Hub", monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("HF_TOKEN", "hf_reader")
+    return "may not write to tester/tiny"
+
+
+def name_of_somebody_else(hub: "Hub", monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("HF_TOKEN", "hf_stranger")
+    return "may not write to tester/tiny"
+
+
+def full_disk(hub: "Hub", monkeypatch: pytest.MonkeyPatch) -> str:
+    hub.fill_disk()
+    return "507: No space left on device"
+
+
+def full_disk_at_the_commit(hub: "Hub", monkeypatch: pytest.MonkeyPatch) -> str:
+    hub.fail("POST .*/commit/", 500, "No space left on device")
+    return "500: No space left on device"
+
+
+def connection_cut_in_an_upload(hub: "Hub", monkeypatch: pytest.MonkeyPatch) -> str:
+    hub.cut("PUT /_storage/", after=1000)
+    return "connection to the Hub broke"
+
+
+def connection_cut_in_the_commit(hub: "Hub", monkeypatch: pytest.MonkeyPatch) -> str:
+    hub.cut("POST .*/commit/", after=1000)
+    return "connection to the Hub broke"
+
+
+def connection_cut_at_once(hub: "Hub", monkeypatch: pytest.MonkeyPatch) -> str:
+    hub.cut("GET /api/models/", after=0)
+    return "connection to the Hub broke"
+
+
+def hub_that_fails(hub: "Hub", monkeypatch: pytest.MonkeyPatch) -> str:
+    hub.fail(".", 503, "Service unavailable")
+    return "503: Service unavailable"
+
+
+def too_many_requests(hub: "Hub", monkeypatch: pytest.MonkeyPatch) -> str:
+    hub.fail("POST .*/commit/", 429, "Slow down")
+    return "too many requests"
+
+
+def change_by_somebody_else(hub: "Hub", monkeypatch: pytest.MonkeyPatch) -> str:
+    hub.fail("POST .*/commit/", 412, "A commit has happened since")
+    return "somebody else has changed"
+
+
+def metadata_that_the_hub_refuses(hub: "Hub", monkeypatch: pytest.MonkeyPatch) -> str:
+    hub.fail("POST /api/validate-yaml", 400, "the license is unknown")
+    return "does not accept the model card's metadata"
+
+
+def hub_out_of_reach(hub: "Hub", monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    return "cannot be reached"
+
+
+FAULTS = [
+    wrong_token,
+    token_that_may_only_read,
+    name_of_somebody_else,
+    full_disk,
+    full_disk_at_the_commit,
+    connection_cut_in_an_upload,
+    connection_cut_in_the_commit,
+    connection_cut_at_once,
+    hub_that_fails,
+    too_many_requests,
+    change_by_somebody_else,
+    metadata_that_the_hub_refuses,
+    hub_out_of_reach,
+]
+
+
+@pytest.mark.door(
+    "`minigpt push`: any failure is one sentence, changes nothing, and can be repeated", "huggingface_hub"
+)
+@pytest.mark.parametrize(
+    ("fault", "first"),
+    [(fault, False) for fault in FAULTS]
+    + [(fault, True) for fault in (wrong_token, name_of_somebody_else, full_disk, connection_cut_in_an_upload)],
+    ids=lambda value: getattr(value, "__name__", "the first push" if value else "a later push"),
+)
+def test_a_failure_changes_nothing_and_the_same_command_works_when_repeated(
+    hub: "Hub",
+    run: Path,
+    capsys: pytest.CaptureFixture[str],
+    fault: Callable[["Hub", pytest.MonkeyPatch], str],
+    first: bool,
+) -> None:
+    command = [str(run), "tester/tiny"]
+    if not first:
+        assert main(["push", *command]) == 0
+        weights = load_file(run / "model.safetensors")
+        weights["lm_head.weight"].add_(1)
+        save_file(weights, run / "model.safetensors", metadata={"format": "pt"})
+        (run / "sample.txt").write_text("Another sample.\n", encoding="utf-8")
+    here = fingerprint(run)
+    there = {} if first else hub.files("tester/tiny")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        says = fault(hub, monkeypatch)
+        assert says in refused(capsys, *command, status=1)
+    assert fingerprint(run) == here
+    if ("models", "tester/tiny") in hub.repositories:  # a new one may have been made, and is empty
+        assert {name: data for name, data in hub.files("tester/tiny").items() if name != ".gitattributes"} == {
+            name: data for name, data in there.items() if name != ".gitattributes"
+        }
+    hub.heal()
+    assert main(["push", *command]) == 0
+    assert fingerprint(run) == here
+    assert hub.files("tester/tiny")["model.safetensors"] == (run / "model.safetensors").read_bytes()
+    assert hub.files("tester/tiny").keys() - {".gitattributes"} == PUSHED
+
+
+def test_a_connection_that_breaks_twice_is_tried_again(hub: "Hub", run: Path) -> None:
+    hub.cut("PUT /_storage/", after=1000, times=2)
+    assert main(["push", str(run), "tiny"]) == 0
+    assert hub.files("tester/tiny")["model.safetensors"] == (run / "model.safetensors").read_bytes()
+
+
+def test_what_has_arrived_before_a_failure_is_not_sent_again(hub: "Hub", run: Path) -> None:
+    hub.fail("POST .*/commit/", 500)
+    assert main(["push", str(run), "tiny"]) == 1
+    hub.heal()
+    hub.requests.clear()
+    assert main(["push", str(run), "tiny"]) == 0
+    assert not hub.requested("PUT /_storage/")
+
+
+# What else is pushed.
+
+
+def test_a_folder_without_its_code_gets_it_on_the_way(hub: "Hub", run: Path) -> None:
+    config = json.loads((run / "config.json").read_text("utf-8"))
+    del config["auto_map"]
+    (run / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    for name in CODE:
+        (run / name).unlink()
+    before = fingerprint(run)
+    assert main(["push", str(run), "tiny"]) == 0
+    assert fingerprint(run) == before
+    there = hub.files("tester/tiny")
+    assert there.keys() - {".gitattributes"} == PUSHED
+    assert json.loads(there["config.json"])["auto_map"]["AutoModel"] == "modeling_minigpt.MiniGPTModel"
+    assert there["model.safetensors"] == (run / "model.safetensors").read_bytes()
+
+
+def test_code_that_imports_what_is_not_there_is_completed(hub: "Hub", run: Path) -> None:
+    (run / "layers_minigpt.py").unlink()
+    assert main(["push", str(run), "tiny"]) == 0
+    assert hub.files("tester/tiny").keys() >= CODE
+
+
+@pytest.mark.parametrize("kind", ["classifier", "bigram", "gpt2", "sharded"])
+def test_whatever_save_pretrained_wrote_can_be_pushed(hub: "Hub", tmp_path: Path, kind: str) -> None:
+    tokenizer = MiniGPTTokenizer.from_text(TEXT)
+    size = {"n_layer": 1, "n_head": 2, "n_embd": 8, "vocab_size": len(tokenizer)}
+    model = {
+        "classifier": lambda: MiniGPTForSequenceClassification(MiniGPTConfig(**size, num_labels=3)),
+        "bigram": lambda: BigramForCausalLM(BigramConfig(vocab_size=len(tokenizer))),
+        "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**size, n_positions=8)),
+        "sharded": lambda: MiniGPTForCausalLM(MiniGPTConfig(**size)),
+    }[kind]()
+    folder = tmp_path / kind
+    model.save_pretrained(folder, **({"max_shard_size": "2KB"} if kind == "sharded" else {}))
+    tokenizer.save_pretrained(folder)
+    assert main(["push", str(folder), kind]) == 0
+    there = hub.files(f"tester/{kind}")
+    assert there.keys() - {".gitattributes", "README.md"} == {path.name for path in folder.iterdir()}
+    loaded = type(model).from_pretrained(f"tester/{kind}").eval()
+    ids = tokenizer(TEXT[:8], return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(ids).logits, model.eval()(ids).logits, rtol=0, atol=0)
+
+
+@pytest.mark.door("`push_to_hub` of a model and of its tokenizer, code included", "transformers", "huggingface_hub")
+def test_the_models_and_the_tokenizers_own_push_to_hub_carry_the_code(hub: "Hub", run: Path) -> None:
+    before = fingerprint(run)
+    AutoModelForCausalLM.from_pretrained(run).push_to_hub("tester/own")
+    AutoTokenizer.from_pretrained(run).push_to_hub("tester/own")
+    assert fingerprint(run) == before
+    assert hub.files("tester/own").keys() >= {*MODEL, *TOKENIZER}
+    # A push of the run goes on from there.
+    assert main(["push", str(run), "own"]) == 0
+    assert hub.files("tester/own").keys() - {".gitattributes"} == PUSHED
+
+
+# The proof: what a fresh process with an empty cache makes of it.
+
+LOGITS = """
+import json, sys
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+repository, prompt, remote = sys.argv[1], sys.argv[2], {"trust_remote_code": True} if sys.argv[3] == "without" else {}
+if remote:
+    sys.modules["minigpt"] = None  # importing it fails, as where it was never installed
+else:
+    import minigpt
+model = AutoModelForCausalLM.from_pretrained(repository, **remote).eval()
+tokenizer = AutoTokenizer.from_pretrained(repository, trust_remote_code=False)
+ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+with torch.no_grad():
+    logits = model(ids).logits
+write = pipeline("text-generation", repository, **remote)
+(written,) = write(prompt, do_sample=False, max_new_tokens=12)
+print(json.dumps([type(model).__module__, logits.tolist(), written["generated_text"]]))
+"""
+
+
+def in_a_fresh_process(hub: "Hub", *words: str) -> str:
+    done = subprocess.run([sys.executable, *words], env=hub.environment(None), capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.door("`minigpt push`: loaded back in a fresh process, logits equal", "huggingface_hub", "transformers")
+@pytest.mark.parametrize("package", ["with", "without"])
+def test_a_pushed_run_is_loaded_back_in_a_fresh_process(hub: "Hub", run: Path, pushed: str, package: str) -> None:
+    module, logits, written = json.loads(
+        in_a_fresh_process(hub, "-c", LOGITS, pushed, TEXT[:8], package).splitlines()[-1]
+    )
+    assert module.startswith("minigpt." if package == "with" else "transformers_modules.")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(run).eval(), AutoTokenizer.from_pretrained(run)
+    ids = tokenizer(TEXT[:8], return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        assert model(ids).logits.tolist() == logits
+    greedy = model.generate(ids, do_sample=False, max_new_tokens=12)
+    assert tokenizer.decode(greedy[0]) == written
+
+
+@pytest.mark.door("`minigpt generate` and `minigpt eval` of a Hub id", "huggingface_hub", "transformers")
+def test_the_commands_take_the_repository_for_the_run(
+    hub: "Hub", run: Path, finished: Path, pushed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generate = ["--prompt", TEXT[:8], "--seed", "1", "--max_new_tokens", "20"]
+    measure = ["--data", str(finished.parent / "my.txt")]
+    for command, options in (("generate", generate), ("eval", measure)):
+        capsys.readouterr()
+        assert main([command, str(run), *options]) == 0
+        here = capsys.readouterr().out
+        assert main([command, pushed, *options]) == 0
+        assert capsys.readouterr().out == here
+    assert hub.requested(f"GET /{pushed}/resolve/.*/config.json")
