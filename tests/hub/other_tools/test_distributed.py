@@ -1,0 +1,105 @@
+"""Two processes with half a batch each learn what one process learns from the whole batch."""
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from minigpt.cli import main
+
+LAUNCHERS = {
+    "torchrun": ["torchrun", "--standalone", "--nproc_per_node", "2"],
+    # `--multi_gpu` asks for several processes of one machine; without a GPU there they talk through gloo.
+    "accelerate": ["accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"],
+}
+STOCK_TRAINING = """
+import json, sys
+from datasets import load_from_disk
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+import minigpt
+
+model, rows, output, batch_size = sys.argv[1:]
+arguments = TrainingArguments(
+    output_dir=output, use_cpu=True, max_steps=6, per_device_train_batch_size=int(batch_size), logging_steps=1,
+    learning_rate=1e-2, optim="sgd", max_grad_norm=0.0, save_strategy="no", disable_tqdm=True,
+)
+trainer = Trainer(AutoModelForCausalLM.from_pretrained(model), arguments, train_dataset=load_from_disk(rows))
+trainer.train()
+trainer.save_model()
+trainer.save_state()
+print("processes:", arguments.world_size)
+"""
+
+
+def launch(launcher: str, *arguments: str) -> str:
+    program, *options = LAUNCHERS[launcher]
+    command = [str(Path(sys.executable).with_name(program)), *options, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def losses_of(folder: Path) -> list[float]:
+    history = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    return [entry["loss"] for entry in history if "loss" in entry]
+
+
+def check_equal(two: Path, one: Path) -> None:
+    assert losses_of(two) == pytest.approx(losses_of(one), rel=1e-5)
+    expected = load_file(one / "model.safetensors")
+    weights = load_file(two / "model.safetensors")
+    assert weights.keys() == expected.keys()
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight, expected[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.door(
+    "`minigpt train` under `torchrun` and `accelerate launch`: two processes learn what one does", "torch", "accelerate"
+)
+def test_our_training_in_two_processes_is_the_training_in_one(launcher, text, tmp_path):
+    (tmp_path / "my.txt").write_text(text, encoding="utf-8", newline="\n")
+    options = ["train", "--data", str(tmp_path / "my.txt"), "--device", "cpu", "--max_steps", "6"]
+    options += ["--n_embd", "16", "--n_layer", "2", "--n_head", "2", "--block_size", "16", "--logging_steps", "1"]
+    # AdamW would hide a wrong scale of the gradients, and make much of the rounding of a gradient that is almost 0.
+    options += ["--optim", "sgd", "--learning_rate", "0.1"]
+    options += ["--eval_interval", "3", "--eval_iters", "2", "--sample_length", "0"]
+    assert main([*options, "--per_device_train_batch_size", "8", "--output_dir", str(tmp_path / "one")]) == 0
+    half = ["--per_device_train_batch_size", "4", "--output_dir", str(tmp_path / "two")]
+    printed = launch(launcher, "-m", "minigpt", *options, *half)
+
+    check_equal(tmp_path / "two", tmp_path / "one")
+    one, two = (json.loads((tmp_path / name / "run.json").read_text(encoding="utf-8")) for name in ("one", "two"))
+    assert two["training"]["processes"] == 2
+    assert two["training"]["tokens"] == one["training"]["tokens"]
+    assert two["losses"]["validation"] == pytest.approx(one["losses"]["validation"], rel=1e-5)
+    assert printed.count("validation loss") == 1  # one of them speaks
+
+
+@pytest.mark.slow
+@pytest.mark.door(
+    "The stock `Trainer` under `torchrun`: two processes learn what one does, whatever counts in each row",
+    "torch",
+    "transformers",
+)
+def test_stock_training_in_two_processes_is_the_training_in_one(lecture, rows, tmp_path, monkeypatch):
+    # Rows with different numbers of targets: a mean of the two processes' means would be another loss.
+    uneven = rows.map(
+        lambda row, index: {"labels": [-100] * (index % 13) + row["labels"][index % 13 :]}, with_indices=True
+    )
+    uneven.save_to_disk(tmp_path / "rows")
+    script = tmp_path / "training.py"
+    script.write_text(STOCK_TRAINING, encoding="utf-8")
+    given = [str(script), str(lecture), str(tmp_path / "rows")]
+    monkeypatch.setattr(sys, "argv", [*given, str(tmp_path / "one"), "8"])
+    runpy.run_path(str(script))
+    printed = launch("torchrun", *given, str(tmp_path / "two"), "4")
+
+    assert "processes: 2" in printed
+    check_equal(tmp_path / "two", tmp_path / "one")
