@@ -24,6 +24,8 @@ class TokenStreamer(TextStreamer):
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, skip_prompt: bool = False, **decode_kwargs: Any) -> None:
         super().__init__(tokenizer, skip_prompt, **{"clean_up_tokenization_spaces": False, **decode_kwargs})
+        self.next_tokens_are_prompt = True
+        self.token_cache: list[int] = []
         self.num_printed = 0  # of the tokens in the cache
 
     def put(self, value: torch.Tensor) -> None:

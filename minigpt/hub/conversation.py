@@ -1,0 +1,236 @@
+"""Two ways to talk with a model: by its chat template, or, where it has none, by going on with one text."""
+
+import sys
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from minigpt.hub.streaming import TokenStreamer
+from minigpt.hub.trained import AskedWrongly, encode_prompt
+
+Message = dict[str, str]
+
+
+class Partner(Protocol):
+    """Whoever answers, and keeps what was said."""
+
+    def answer(self, line: str) -> None:
+        """Prints an answer while it is made. Ctrl-C ends the answer; what was said by then counts as said."""
+
+    def instruct(self, system: str) -> None:
+        """Takes what the model is to be told before anything else is said; nothing if it is empty."""
+
+    def clear(self) -> None:
+        """Forgets what was said."""
+
+
+@dataclass
+class Conversation:
+    """Turns of user and assistant, as the model's chat template writes them.
+
+    A block holds only so much: the oldest turns are left out, each as a whole, so that the template stays well formed,
+    and the system message stays. Up to half of the block is kept free for the answer. Models that roll past their
+    block are shown everything.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer, with a chat template.
+        sampling: Arguments of `generate()`.
+
+    Raises:
+        AskedWrongly: The template needs characters that the vocabulary lacks.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    sampling: dict[str, Any]
+    system: str = ""
+    turns: list[Message] = field(default_factory=list)
+    is_cut: bool = False
+
+    def __post_init__(self) -> None:
+        if not hasattr(self.tokenizer, "encode_array"):
+            return  # not a vocabulary of characters
+        known = next(iter(self.tokenizer.stoi))
+        rendered = self._render([_user(known), _assistant(known), _user(known)], system="")
+        try:
+            self.tokenizer(rendered, add_special_tokens=False, errors="strict")
+        except ValueError as error:
+            raise AskedWrongly(f"the model's chat template cannot be written: {error}.") from error
+
+    def answer(self, line: str) -> None:
+        """Answers the user's next turn; an empty line is none.
+
+        Raises:
+            UnknownCharacterError: A character vocabulary lacks one of the line's characters.
+            AskedWrongly: The line alone is too long for the block, or the template refuses it.
+        """
+        if not line.strip():
+            return
+        encode_prompt(self.tokenizer, line)  # which refuses by name what the vocabulary lacks
+        turns, input_ids = self._fit([*self.turns, _user(line)])
+        said = _speak(self.model, self.tokenizer, input_ids, self.sampling)
+        self.turns = [*turns, _assistant(said.text)]
+
+    def instruct(self, system: str) -> None:
+        """Takes the system message, from the next turn on.
+
+        Raises:
+            UnknownCharacterError: A character vocabulary lacks one of its characters.
+            AskedWrongly: The template has no place for one.
+        """
+        encode_prompt(self.tokenizer, system)
+        if system and self._render([_user("?")], system) == self._render([_user("?")], system * 2):
+            raise AskedWrongly("the model's chat template leaves a system message out; say it in your first message.")
+        self.system = system
+
+    def clear(self) -> None:
+        """Forgets the turns; the system message stays."""
+        self.turns = []
+
+    def _fit(self, turns: list[Message]) -> tuple[list[Message], torch.Tensor]:
+        """The turns that are shown to the model, and their ids (1, seq)."""
+        input_ids, block = self._encode(turns), _block_of(self.model)
+        if block is None:
+            return turns, input_ids
+        new_tokens = self.sampling.get("max_new_tokens") or self.model.generation_config.max_new_tokens or block
+        while len(turns) > 1 and input_ids.shape[1] > block - min(new_tokens, block // 2):
+            if not self.is_cut:
+                self.is_cut = True
+                _say(f"The conversation has outgrown the block of {block} tokens: its oldest turns are left out.")
+            turns = turns[2:]
+            input_ids = self._encode(turns)
+        if (length := input_ids.shape[1]) > block:
+            raise AskedWrongly(f"this makes a prompt of {length} tokens and the block has {block}; say it shorter.")
+        return turns, input_ids
+
+    def _encode(self, turns: list[Message]) -> torch.Tensor:
+        self._render(turns, self.system)  # which says what a template has to object
+        return self.tokenizer.apply_chat_template(
+            _messages(turns, self.system),
+            add_generation_prompt=True,
+            return_tensors="pt",
+            # What a person writes is text, also where it spells a special token.
+            sanitize_control_tokens=True,
+        )["input_ids"]  # (1, seq)
+
+    def _render(self, turns: list[Message], system: str) -> str:
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(_messages(turns, system), add_generation_prompt=True, tokenize=False)
+            )
+        except Exception as error:  # a template raises whatever it likes
+            raise AskedWrongly(f"the model's chat template refuses this: {str(error).rstrip('.')}.") from error
+
+
+@dataclass
+class Continuation:
+    """One text that a person and a model without a chat template write together, line after line.
+
+    The model goes on from what is on the screen: what was typed, with the end of its line, and what the model wrote.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        sampling: Arguments of `generate()`.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    sampling: dict[str, Any]
+    ids: list[int] = field(default_factory=list)
+    is_inside_line: bool = False
+    is_cut: bool = False
+
+    def answer(self, line: str) -> None:
+        """Appends a line and goes on from there; after an empty one, from where the text ends.
+
+        Raises:
+            UnknownCharacterError: A character vocabulary lacks one of the line's characters.
+        """
+        ids = self.ids if self.ids and not line else self.ids + self._encode(line)
+        block = _block_of(self.model)
+        if block is not None and len(ids) > block and not self.is_cut:
+            self.is_cut = True
+            _say(f"The text has outgrown the block: the model goes on from the last {block} tokens.")
+        said = _speak(self.model, self.tokenizer, torch.tensor([ids]), self.sampling)
+        self.ids = ids + said.tokens
+        self.is_inside_line = not said.text.endswith("\n")
+
+    def instruct(self, system: str) -> None:
+        """Refuses a system message.
+
+        Raises:
+            AskedWrongly: There is no template that has a place for it.
+        """
+        if system:
+            raise AskedWrongly("a model without a chat template takes no system message; write it into the text.")
+
+    def clear(self) -> None:
+        """Starts a new text."""
+        self.ids, self.is_inside_line = [], False
+
+    def _encode(self, line: str) -> list[int]:
+        encode_prompt(self.tokenizer, line)  # alone, so that a refusal counts positions from the line's start
+        text = f"\n{line}\n" if self.is_inside_line else f"{line}\n"
+        if hasattr(self.tokenizer, "encode_array") and "\n" not in self.tokenizer.get_vocab():
+            text = line
+        ids: list[int] = encode_prompt(self.tokenizer, text)[0].tolist()
+        return ids
+
+
+class _Answer(TokenStreamer):
+    """Prints an answer on lines of its own, and keeps it."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.tokens: list[int] = []
+        self.text = ""
+
+    def put(self, value: torch.Tensor) -> None:
+        if not self.next_tokens_are_prompt:
+            self.tokens += value.flatten().tolist()
+        super().put(value)
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        self.text += text
+        print(text, end="\n" if stream_end and not self.text.endswith("\n") else "", flush=True)
+
+
+def _speak(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, input_ids: torch.Tensor, sampling: dict[str, Any]
+) -> _Answer:
+    """Prints what follows on ids (1, seq), until its end or Ctrl-C."""
+    input_ids, answer = input_ids.to(model.device), _Answer(tokenizer)
+    try:
+        # The tokenizer is for stop strings, should the generation config have any.
+        model.generate(
+            input_ids, attention_mask=torch.ones_like(input_ids), streamer=answer, tokenizer=tokenizer, **sampling
+        )
+    except KeyboardInterrupt:
+        answer.end()
+    return answer
+
+
+def _block_of(model: PreTrainedModel) -> int | None:
+    """How many tokens the model sees at once; None if it goes on past its block by itself."""
+    rolls = getattr(model.config, "rolls_past_block", True)
+    return None if rolls else model.config.max_position_embeddings
+
+
+def _messages(turns: list[Message], system: str) -> list[Message]:
+    return [{"role": "system", "content": system}, *turns] if system else turns
+
+
+def _user(content: str) -> Message:
+    return {"role": "user", "content": content}
+
+
+def _assistant(content: str) -> Message:
+    return {"role": "assistant", "content": content}
+
+
+def _say(notice: str) -> None:
+    print(notice, file=sys.stderr)
