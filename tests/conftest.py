@@ -50,8 +50,8 @@ for name in ("no_proxy", "NO_PROXY"):
 os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{HUB_PORT}"
 os.environ["HF_HOME"] = str(CACHES / "huggingface")
 os.environ["XDG_CACHE_HOME"] = str(CACHES)
-# The double of the Hub stores large files as the Hub did before Xet, and as it still does for clients without it.
-os.environ["HF_HUB_DISABLE_XET"] = "1"
+# Xet's client waits minutes, all in all, before it takes a failure for one.
+os.environ["HF_XET_CLIENT_RETRY_BASE_DELAY"] = "10ms"
 os.environ["MPLBACKEND"] = "Agg"
 # The models here are so small that threads only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -71,18 +71,19 @@ def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatc
     caches of their own, and a token.
     """
     from huggingface_hub import HfFileSystem, close_session, constants
-    from huggingface_hub.utils import _http
+    from huggingface_hub.utils import _http, _xet
 
     from tests.hub.double import running_hub
 
     def forget() -> None:
         close_session()
+        _xet.abort_xet_session()  # type: ignore[no-untyped-call]
         HfFileSystem.clear_instance_cache()
         for cache in (constants.HF_HUB_CACHE, constants.HF_XET_CACHE):
             shutil.rmtree(cache, ignore_errors=True)
 
     monkeypatch.setenv("HF_TOKEN", "hf_tester")
-    # The client waits 23 seconds, all in all, before it takes a failure for one.
+    # So does the other client, 23 seconds.
     monkeypatch.setattr(_http, "time", SimpleNamespace(sleep=lambda seconds: None))
     forget()
     with running_hub(HUB_PORT, tmp_path_factory.mktemp("hub")) as double:

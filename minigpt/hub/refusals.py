@@ -1,5 +1,6 @@
 """What goes wrong between here and the Hub, each in one sentence that says what to do."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -54,16 +55,9 @@ def _in_plain_words(error: Exception, repository: str) -> Exception:
             return AskedWrongly("the Hub is switched off here by HF_HUB_OFFLINE; unset it to push.")
         if isinstance(cause, LocalTokenNotFoundError):
             return no_token()
-        if type(cause).__module__.partition(".")[0] in ("httpx", "httpx2"):  # which of them, huggingface_hub decides
-            if type(cause).__name__ in ("ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol"):
-                return PushFailed(
-                    f"the Hub at {constants.ENDPOINT} cannot be reached ({_reason(cause)}); check the connection, then "
-                    "run the same command again."
-                )
-            return PushFailed(
-                f"the connection to the Hub broke ({_reason(cause)}), and nothing was published in {repository}; "
-                f"{_AGAIN}."
-            )
+        # Which HTTP library it is, huggingface_hub decides; Xet's client has errors of Python alone.
+        if isinstance(cause, ConnectionError) or type(cause).__module__.partition(".")[0] in ("httpx", "httpx2"):
+            return PushFailed(_way_in_plain_words(cause, repository))
     return PushFailed(f"the push to {repository} did not go through ({_reason(error)}); {_AGAIN}.")
 
 
@@ -72,10 +66,14 @@ def _answer_in_plain_words(error: HfHubHTTPError, repository: str) -> str:
     said = " ".join((error.server_message or f"status {status}").split()).rstrip(".")
     if isinstance(error, RevisionNotFoundError):
         return f"{repository} has no such revision ({said}); a push makes branches, and no pull requests but new ones."
-    if status == 401 and "RepoNotFound" not in error.response.headers.get("X-Error-Code", ""):
-        return f"the Hub does not accept the token ({said}); {_LOG_IN}."
-    if isinstance(error, RepositoryNotFoundError):
+    if isinstance(error, RepositoryNotFoundError) and "RepoNotFound" in error.response.headers.get("X-Error-Code", ""):
         return f"{repository} is not there for this token ({said}); push to a name of your own."
+    return _status_in_plain_words(status, said, repository)
+
+
+def _status_in_plain_words(status: int, said: str, repository: str) -> str:
+    if status == 401:
+        return f"the Hub does not accept the token ({said}); {_LOG_IN}."
     if status == 403:
         return (
             f"the token may not write to {repository} ({said}); push to a name of your own, with a token that may "
@@ -90,6 +88,17 @@ def _answer_in_plain_words(error: HfHubHTTPError, repository: str) -> str:
     return f"the Hub could not store it ({status}: {said}), and nothing was published in {repository}; {_AGAIN}."
 
 
+def _way_in_plain_words(error: BaseException, repository: str) -> str:
+    if answer := re.search(r"\((\d{3}) ([\w -]+)\)", str(error)):  # Xet's client keeps the answer in words
+        return _status_in_plain_words(int(answer[1]), answer[2], repository)
+    if type(error).__name__ in ("ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol"):
+        return (
+            f"the Hub at {constants.ENDPOINT} cannot be reached ({_reason(error)}); check the connection, then run the "
+            "same command again."
+        )
+    return f"the connection to the Hub broke ({_reason(error)}), and nothing was published in {repository}; {_AGAIN}."
+
+
 def _causes(error: BaseException) -> Iterator[BaseException]:
     """An error and those behind it, the outermost first."""
     seen: set[int] = set()
@@ -101,4 +110,6 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    # An address among it may be signed: whoever reads it may write there.
+    said = re.sub(r"\s*(,? (domain:|for url) )?\(?https?://\S+", "", " ".join(str(error).split()))
+    return said.rstrip(".") or type(error).__name__

@@ -13,8 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.hub.protocol import Fault, Handler, Request, Server
+from tests.hub.conversation import Fault, Request, Server
+from tests.hub.protocol import Handler
 from tests.hub.repositories import Account, Blob, Commit, Refused, Repository
+from tests.hub.xet import FileInfo
+
+# How large files arrive: by Git LFS, or by Xet.
+UPLOAD = "PUT /_storage/|POST /_xet/v1/xorbs/"
 
 
 @dataclass
@@ -36,6 +41,8 @@ class Hub:
     )
     repositories: dict[tuple[str, str], Repository] = field(default_factory=dict)
     storage: dict[str, bytes] = field(default_factory=dict)  # the large files, by their SHA-256
+    xorbs: dict[str, bytes] = field(default_factory=dict)  # parts of them, as Xet's client packs them
+    xet_files: dict[str, FileInfo] = field(default_factory=dict)  # which parts make them, by their SHA-256
     requests: list[Request] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     lock: threading.RLock = field(default_factory=threading.RLock)
@@ -47,9 +54,9 @@ class Hub:
 
     def fill_disk(self) -> None:
         """Lets every upload of a large file fail as on a full disk."""
-        self.fail("PUT /_storage/", 507, "No space left on device")
+        self.fail(UPLOAD, 507, "No space left on device")
 
-    def cut(self, pattern: str = "PUT /_storage/", *, after: int = 1000, times: int | None = None) -> None:
+    def cut(self, pattern: str = UPLOAD, *, after: int = 1000, times: int | None = None) -> None:
         """Cuts the connection when that many bytes of the body of a matching request have come in."""
         self.faults.append(Fault(pattern, times, cut_after=after))
 

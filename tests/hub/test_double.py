@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from huggingface_hub import (
     CommitOperationAdd,
     HfApi,
     HfFileSystem,
+    constants,
     create_commit,
     create_repo,
     get_session,
@@ -25,6 +27,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from tests.hub.xet import Chunk, FileInfo, Term, read_xorb, terms_within
+
 if TYPE_CHECKING:
     from tests.hub.double import Hub
 
@@ -37,6 +41,13 @@ def api(hub: "Hub") -> HfApi:
 
 
 @pytest.fixture
+def transfer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How the client sends large files: by Xet, as it does by itself, or by Git LFS."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", request.param == "lfs")
+    return str(request.param)
+
+
+@pytest.fixture
 def repository(api: HfApi) -> str:
     id = create_repo("model").repo_id
     files = {"config.json": b'{"model_type": "minigpt"}', "model.safetensors": WEIGHTS, "notes/a.txt": b"one"}
@@ -44,14 +55,16 @@ def repository(api: HfApi) -> str:
     return id
 
 
-def test_what_was_committed_is_downloaded(hub: "Hub", repository: str) -> None:
+@pytest.mark.parametrize("transfer", ["xet", "lfs"], indirect=True)
+def test_what_was_committed_is_downloaded(hub: "Hub", transfer: str, repository: str) -> None:
     folder = Path(snapshot_download(repository))
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
     assert (folder / "notes" / "a.txt").read_bytes() == b"one"
-    # The large file took the way over the storage, and the token stayed at home.
-    assert hub.requested("PUT /_storage/")
-    assert hub.requested("GET /_storage/")
-    assert {request.account for request in hub.requested("/_storage/")} == {None}
+    # The large file took its way over the storage, up and down.
+    ways = {"lfs": ["PUT /_storage/", "GET /_storage/"], "xet": ["POST /_xet/v1/xorbs/", "GET /_xorbs/"]}
+    assert {name: [bool(hub.requested(way)) for way in ways[name]] for name in ways} == {
+        name: [name == transfer] * 2 for name in ways
+    }
 
 
 def test_an_upload_that_lacks_the_promised_hash_is_refused(hub: "Hub", repository: str) -> None:
@@ -159,19 +172,42 @@ def test_what_is_not_there_is_named(api: HfApi, repository: str) -> None:
         api.create_branch(repository, branch="not..a name")
 
 
-def test_it_fails_as_often_as_it_was_told_to(hub: "Hub", api: HfApi, repository: str) -> None:
+@pytest.mark.parametrize("transfer", ["xet", "lfs"], indirect=True)
+def test_it_fails_as_often_as_it_was_told_to(hub: "Hub", api: HfApi, transfer: str, repository: str) -> None:
     def upload(content: bytes) -> None:
         api.upload_file(path_or_fileobj=content, path_in_repo="weights.bin", repo_id=repository)
 
+    failures = (ConnectionError, RuntimeError)  # Xet's, and the other's
     hub.fill_disk()
-    with pytest.raises(RuntimeError, match="weights"):
+    with pytest.raises(failures):
         upload(b"full" * 1000)
     hub.heal()
-    hub.cut(after=1000)
-    with pytest.raises(RuntimeError, match="weights"):
+    hub.cut(after=20)
+    with pytest.raises(failures):
         upload(b"cut" * 1000)
     assert "weights.bin" not in hub.files(repository)
     hub.heal()
-    hub.cut(after=1000, times=2)
+    hub.cut(after=20, times=2)
     upload(b"twice" * 1000)  # the client tries again by itself
     assert hub.files(repository)["weights.bin"] == b"twice" * 1000
+
+
+def test_a_part_of_a_file_is_put_together_from_its_chunks() -> None:
+    first, second = [
+        [Chunk(text.encode(), 0, 0) for text in texts] for texts in (["abcd", "efgh", "ijkl"], ["mnop", "qrst"])
+    ]
+    xorbs = {"first": first, "second": second}
+    file = FileInfo("", "", (Term("second", 0, 2, 8), Term("first", 1, 3, 8)))
+    assert terms_within(file, xorbs, 0, 16) == (0, list(file.terms))
+    assert terms_within(file, xorbs, 5, 10) == (1, [Term("second", 1, 2, 4), Term("first", 1, 2, 4)])
+    assert terms_within(file, xorbs, 12, 99) == (0, [Term("first", 2, 3, 4)])
+
+
+def test_what_lz4_has_packed_is_unpacked() -> None:
+    # By hand, after LZ4's description: a frame of one block, which repeats three letters over themselves.
+    block = bytes([0x3A, *b"abc", 3, 0, 0x50, *b"vwxyz"])
+    frame = struct.pack("<IBBB", 0x184D2204, 0x60, 0x40, 0x82) + struct.pack("<I", len(block)) + block + bytes(4)
+    content = b"abc" * 5 + b"abvwxyz"
+    xorb = bytes([0, *len(frame).to_bytes(3, "little"), 1, *len(content).to_bytes(3, "little")]) + frame
+    (chunk,) = read_xorb(xorb)
+    assert chunk.content == content
