@@ -5,6 +5,7 @@ anything else runs as it stands. In a block of `sh background` is a server: it r
 """
 
 import contextlib
+import io
 import os
 import re
 import shlex
@@ -30,6 +31,8 @@ PAGES = [
     for page in sorted((ROOT / "docs").glob("*.md"))
     if re.search(r"^```(sh|python)", page.read_text("utf-8"), re.M)
 ]
+# What a reader types where a command waits for it: something, and then an end, whatever was asked in between.
+TYPED = "hello\n!exit\n!exit\n"
 FEW_STEPS = ["--max_steps", "60", "--eval_iters", "1", "--sample_length", "5"]
 
 
@@ -73,12 +76,14 @@ def run_commands(code: str) -> None:
     for line in code.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         if words[:1] == ["minigpt"]:
-            assert main(words[1:]) == 0, line
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(sys, "stdin", io.StringIO(TYPED))
+                assert main(words[1:]) == 0, line
         elif words[:2] == ["pip", "install"]:
             for extra in re.findall(r"\[([\w,]+)\]", line):
                 assert set(extra.split(",")) <= EXTRAS.keys(), line
         elif words:
-            subprocess.run([program(words[0]), *words[1:]], check=True, timeout=300)
+            subprocess.run([program(words[0]), *words[1:]], check=True, timeout=300, input=TYPED, text=True)
 
 
 def program(name: str) -> str:

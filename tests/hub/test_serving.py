@@ -109,10 +109,14 @@ def save(folder: Path, model: PreTrainedModel, chat_template: str | None = None)
 
 
 def build(**config: object) -> MiniGPTForCausalLM:
+    """A model that would write special tokens and nothing else, if its generation config did not suppress them."""
     torch.manual_seed(2)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": BLOCK}
     vocab_size = len(CHARACTERS) + 3
-    return MiniGPTForCausalLM(MiniGPTConfig(vocab_size=vocab_size, initializer_range=0.3, **(sizes | config)))
+    model = MiniGPTForCausalLM(MiniGPTConfig(vocab_size=vocab_size, initializer_range=0.3, **(sizes | config)))
+    with torch.no_grad():
+        model.lm_head.bias[len(CHARACTERS) :] = 100.0
+    return model
 
 
 @pytest.fixture(scope="module")
