@@ -1,12 +1,16 @@
 """TRL: `SFTTrainer` takes the text, the prompts, the chats and the packing as it does with any model of the Hub."""
 
+import json
+import subprocess
+import sys
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
 from torch.nn import functional as F
-from transformers import pipeline
+from transformers import AutoModelForCausalLM, pipeline
 
 pytestmark = pytest.mark.extra("sft")
 
@@ -169,3 +173,23 @@ def test_a_finetuned_model_answers_and_stops(finetune, build_model, tokenizer, t
 def test_a_text_longer_than_the_block_is_refused_by_name(finetune, build_model, text):
     with pytest.raises(ValueError, match="a position is outside the block of 64 learned positions; crop the input"):
         finetune(build_model(block_size=BLOCK), Dataset.from_dict({"text": [text[:200]]}), max_length=1024)
+
+
+@pytest.mark.door("The `trl sft` command with `--trust_remote_code`, without `import minigpt`", "trl", "transformers")
+def test_the_command_finetunes_a_saved_folder(lecture, lines, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    rows = [json.dumps({"text": line}) + "\n" for line in lines * 2]
+    (data / "train.jsonl").write_text("".join(rows), encoding="utf-8")
+    command = [str(Path(sys.executable).with_name("trl")), "sft", "--model_name_or_path", str(lecture)]
+    command += ["--trust_remote_code", "--dataset_name", str(data), "--max_length", "16", "--max_steps", "5"]
+    command += ["--learning_rate", "1e-2", "--use_cpu", "--bf16", "False", "--output_dir", str(tmp_path / "tuned")]
+    done = subprocess.run(
+        [*command, "--logging_steps", "1"], capture_output=True, text=True, encoding="utf-8", timeout=500
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    state = json.loads((tmp_path / "tuned" / "checkpoint-5" / "trainer_state.json").read_text(encoding="utf-8"))
+    losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+    assert losses[-1] < losses[0] - 0.2
+    before, after = (AutoModelForCausalLM.from_pretrained(folder) for folder in (lecture, tmp_path / "tuned"))
+    assert not torch.equal(before.lm_head.weight, after.lm_head.weight)
