@@ -68,7 +68,8 @@ def push_folder(
     """Publishes a trained or saved model: weights, configs, tokenizer, code, picture, sample, run and card.
 
     The folder is opened first, as whoever downloads it will open it, and nothing in it is changed. What the repository
-    holds already is not sent again. Checkpoints, optimizer states and pickles stay here.
+    holds already is not sent again. Checkpoints, optimizer states and pickles stay here. An exported model can be
+    pushed to the repository of the model that it was made of, and joins it there.
 
     Args:
         folder: What `minigpt train`, a Trainer or `save_pretrained` wrote, or one of its checkpoints.
@@ -159,8 +160,11 @@ def _push(
         standing = look_at(api, repository, revision)
         assert standing is not None
     contents: dict[str, Path | bytes] = {**release.files, CARD: str(card).encode()}
+    joins = standing.has_weights and not release.has_weights  # an exported model, the one that it was made of
+    if joins:
+        contents = {**release.other_formats}
     written = [name for name, content in contents.items() if _differs(content, standing.hashes.get(name))]
-    deleted = [name for name in standing.hashes if is_stale(name, release)]
+    deleted = [name for name in standing.hashes if not joins and is_stale(name, release)]
     url = f"{constants.ENDPOINT}/{repository}"
     if revision is not None and revision != constants.DEFAULT_REVISION:
         url = f"{url}/tree/{quote(revision, safe='')}"

@@ -17,7 +17,7 @@ from minigpt.hub.trained import AskedWrongly, check_vocabulary
 from minigpt.modeling_minigpt import configuration_minigpt
 
 _WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
-_OTHER_FORMATS = ("*.onnx", "*.onnx_data", "*.onnx.data", "*.pt2", "*.gguf")
+_OTHER_FORMATS = ("*.onnx", "*.onnx_data", "onnx/*", "*.pt2", "export.json", "*.gguf")
 _TOKENIZER = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("chat_template.jinja", "additional_chat_templates/*.jinja"),
@@ -25,8 +25,8 @@ _TOKENIZER = (
 )
 _WORDS = ("run.json", "loss.png", "sample.txt", "LICENSE", "LICENSE.*", "NOTICE", "NOTICE.*")
 _PUBLISHED = ("config.json", "generation_config.json", *_WEIGHTS, *_OTHER_FORMATS, *_TOKENIZER, *_WORDS)
-# A person puts these into a repository too, and no model is another one for them.
-_MAY_STAY = ("LICENSE*", "NOTICE*")
+# No model is another one for these.
+_MAY_STAY = ("LICENSE*", "NOTICE*", *_OTHER_FORMATS)
 _OUR_CODE = frozenset(file.name for file in Path(configuration_minigpt.__file__).parent.glob("*_*.py"))
 CARD = "README.md"
 
@@ -44,6 +44,16 @@ class Release:
     saved: SavedFolder
     files: dict[str, Path]
     left: tuple[str, ...]
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether transformers can open it; an exported graph or a GGUF file it cannot."""
+        return any(_matches(name, _WEIGHTS) for name in self.files)
+
+    @property
+    def other_formats(self) -> dict[str, Path]:
+        """The files in formats that transformers does not open."""
+        return {name: file for name, file in self.files.items() if _matches(name, _OTHER_FORMATS)}
 
 
 def prepare_release(folder: Path, staging: Path) -> Release:
@@ -80,6 +90,14 @@ def prepare_release(folder: Path, staging: Path) -> Release:
     taken = {name.partition("/")[0] for name in files} | {CARD}
     left = [path.name for path in sorted(folder.iterdir()) if path.name not in taken and path.name != "__pycache__"]
     return Release(saved, files, tuple(left))
+
+
+def release_of_checkpoint(checkpoint: Path) -> Release:
+    """What is published of a checkpoint that has just been written: it is whole, and is not opened."""
+    saved = read_saved_folder(checkpoint)
+    files = {name: checkpoint / name for name in _names(checkpoint) if _is_published(name)}
+    code, _ = _code(checkpoint, saved.config)
+    return Release(saved, files | code, left=())
 
 
 def is_stale(name: str, release: Release) -> bool:

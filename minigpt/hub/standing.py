@@ -31,6 +31,11 @@ class Standing:
     model_type: str | None
     card: str | None
 
+    @property
+    def has_weights(self) -> bool:
+        """Whether transformers finds a model there."""
+        return any(name.endswith(".safetensors") for name in self.hashes)
+
 
 def look_at(api: HfApi, repository: str, revision: str | None = None) -> Standing | None:
     """Reads how a repository stands; one without that revision yet stands as its main branch does.

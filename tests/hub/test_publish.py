@@ -571,6 +571,39 @@ def test_whatever_save_pretrained_wrote_can_be_pushed(hub: "Hub", tmp_path: Path
         torch.testing.assert_close(loaded(ids).logits, model.eval()(ids).logits, rtol=0, atol=0)
 
 
+def exported(folder: Path, run: Path) -> Path:
+    """What an export to ONNX looks like from outside."""
+    for name in ("config.json", "generation_config.json", *TOKENIZER):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(run / name, folder / name)
+    config = json.loads((run / "config.json").read_text("utf-8"))
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "auto_map"}), "utf-8")
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / "model.onnx").write_bytes(b"graph")
+    (folder / "README.md").write_text("# A graph\n", encoding="utf-8")
+    return folder
+
+
+def test_an_exported_model_has_a_repository_of_its_own(hub: "Hub", run: Path, tmp_path: Path) -> None:
+    assert main(["push", str(exported(tmp_path / "tiny-onnx", run)), "tiny-onnx"]) == 0
+    assert hub.files("tester/tiny-onnx").keys() - {".gitattributes"} == {
+        *("config.json", "generation_config.json", "onnx/model.onnx", "README.md"),
+        *TOKENIZER,
+    }
+    assert "# A graph" in ModelCard.load("tester/tiny-onnx").text
+
+
+def test_an_exported_model_joins_the_one_it_was_made_of(hub: "Hub", run: Path, pushed: str, tmp_path: Path) -> None:
+    folder = exported(tmp_path / "tiny-onnx", run)
+    for _ in range(2):
+        assert main(["push", str(folder), pushed]) == 0
+    assert [commit.changed() for commit in hub.commits(pushed)[:2]] == [{"onnx/model.onnx"}, PUSHED]
+    # And it is not in the way of the next push.
+    (run / "sample.txt").write_text("Another sample.\n", encoding="utf-8")
+    assert main(["push", str(run), pushed]) == 0
+    assert hub.commits(pushed)[0].changed() == {"sample.txt", "README.md"}
+
+
 @pytest.mark.door("`push_to_hub` of a model and of its tokenizer, code included", "transformers", "huggingface_hub")
 def test_the_models_and_the_tokenizers_own_push_to_hub_carry_the_code(hub: "Hub", run: Path) -> None:
     before = fingerprint(run)
