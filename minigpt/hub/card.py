@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,13 @@ _SIGNATURE = re.compile(
 )
 
 
-def model_card(folder: str | Path, repository: str | None = None, published: str | None = None) -> ModelCard:
+def model_card(
+    folder: str | Path,
+    repository: str | None = None,
+    published: str | None = None,
+    *,
+    chosen: Mapping[str, Any] | None = None,
+) -> ModelCard:
     """Makes the card of a trained or saved model.
 
     What it says comes from `run.json`, `config.json`, the tokenizer, the weights, `sample.txt` and `loss.png`; without
@@ -38,6 +45,7 @@ def model_card(folder: str | Path, repository: str | None = None, published: str
         folder: What `minigpt train`, a Trainer or `save_pretrained` wrote. Its `README.md` is a card that stands.
         repository: The id of the repository that the card is for; by default the card names the folder.
         published: The card that the repository has, if any. The folder's goes before it.
+        chosen: Metadata that goes before all other, such as `{"license": "mit"}`.
 
     Returns:
         The card; its `content` is what `README.md` is to hold.
@@ -61,6 +69,7 @@ def model_card(folder: str | Path, repository: str | None = None, published: str
             data, words = _of_a_person(_read_card(content, place))
             theirs |= data
             their_text = words if words is not None else their_text
+    theirs |= chosen or {}
     if their_text is not None:
         return _compose({key: metadata[key] for key in _TIMELESS if key in metadata} | theirs, their_text)
     ours = [key for key in metadata if key not in theirs]

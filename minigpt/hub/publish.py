@@ -6,10 +6,11 @@ import logging
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from huggingface_hub import (
@@ -31,7 +32,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
 )
 
 from minigpt.hub.card import model_card
-from minigpt.hub.refusals import PushFailed, no_token, plain_refusals
+from minigpt.hub.refusals import SAME_COMMAND, PushFailed, no_token, plain_refusals
 from minigpt.hub.release import CARD, Release, default_message, is_stale, prepare_release
 from minigpt.hub.standing import Standing, look_at
 from minigpt.hub.trained import AskedWrongly
@@ -64,6 +65,8 @@ def push_folder(
     revision: str | None = None,
     create_pr: bool = False,
     commit_message: str | None = None,
+    token: str | None = None,
+    again: str = SAME_COMMAND,
 ) -> Push:
     """Publishes a trained or saved model: weights, configs, tokenizer, code, picture, sample, run and card.
 
@@ -78,23 +81,25 @@ def push_folder(
         revision: The branch, made from the main one if there is none; or a pull request, `refs/pr/1`.
         create_pr: Whether to open a pull request instead of changing the main branch.
         commit_message: What the commit is called; by default how far the model has come.
+        token: Who pushes; by default who has logged in.
+        again: What an error tells a person to do.
 
     Raises:
         AskedWrongly: Nothing has been sent: a name or the folder is not as it must be, the repository holds another
             kind of model, or is public and was asked to be private.
         PushFailed: The Hub has refused it, failed or was not reached. The same command can be given again.
     """
-    _check_names(repository, revision, create_pr, commit_message)
-    token = get_token()
+    check_names(repository, revision, create_pr, commit_message)
+    token = token or get_token()
     if token is None:
         raise no_token()
-    with tempfile.TemporaryDirectory() as staging, _quiet_client():
+    with tempfile.TemporaryDirectory() as staging, quiet_client():
         release = prepare_release(Path(folder), Path(staging))
         if "/" not in repository:
-            with plain_refusals(repository):
-                repository = f"{_user(token)}/{repository}"
-        with plain_refusals(repository):
-            return _push(
+            with plain_refusals(repository, again):
+                repository = f"{whoami(token)['name']}/{repository}"
+        with plain_refusals(repository, again):
+            return push_release(
                 HfApi(token=token),
                 release,
                 repository,
@@ -105,7 +110,12 @@ def push_folder(
             )
 
 
-def _check_names(repository: str, revision: str | None, create_pr: bool, message: str | None) -> None:
+def check_names(repository: str, revision: str | None, create_pr: bool = False, message: str | None = None) -> None:
+    """Refuses what no repository, branch or commit can be called.
+
+    Raises:
+        AskedWrongly: One of them.
+    """
     try:
         hf_hub_url(repository, CARD)
     except HFValidationError as error:
@@ -126,16 +136,16 @@ def _check_names(repository: str, revision: str | None, create_pr: bool, message
         )
 
 
-def _user(token: str) -> str:
-    """Whose token this is; asked with a limit of time, which the client's own `whoami` lacks."""
+def whoami(token: str) -> dict[str, Any]:
+    """Whose token this is and what it may; asked with a limit of time, which the client's own `whoami` lacks."""
     response = get_session().get(
         f"{constants.ENDPOINT}/api/whoami-v2", headers={"Authorization": f"Bearer {token}"}, timeout=_SECONDS
     )
     hf_raise_for_status(response)
-    return str(response.json()["name"])
+    return dict(response.json())
 
 
-def _push(
+def push_release(
     api: HfApi,
     release: Release,
     repository: str,
@@ -144,9 +154,22 @@ def _push(
     revision: str | None,
     create_pr: bool,
     message: str,
+    beside: Mapping[str, Path] | None = None,
 ) -> Push:
+    """Makes the repository what it is to be, in one commit.
+
+    Args:
+        api: The Hub, with a token.
+        release: The model.
+        repository: `OWNER/NAME`.
+        private: Whether a new repository is for its owner alone.
+        revision: The branch or pull request, None for the main branch.
+        create_pr: Whether to open a pull request.
+        message: What the commit is called.
+        beside: Other files, by their names in one folder of the repository, which then holds nothing else.
+    """
     standing = look_at(api, repository, revision)
-    _check_standing(standing, release, repository, private)
+    check_standing(standing, release.saved.model_type, str(release.saved.path), repository, private)
     card = model_card(release.saved.path, repository, standing.card if standing else None)
     try:
         card.validate()
@@ -159,12 +182,18 @@ def _push(
     if standing is None:
         standing = look_at(api, repository, revision)
         assert standing is not None
-    contents: dict[str, Path | bytes] = {**release.files, CARD: str(card).encode()}
+    beside = beside or {}
+    contents: dict[str, Path | bytes] = {**release.files, **beside, CARD: str(card).encode()}
     joins = standing.has_weights and not release.has_weights  # an exported model, the one that it was made of
     if joins:
         contents = {**release.other_formats}
     written = [name for name, content in contents.items() if _differs(content, standing.hashes.get(name))]
-    deleted = [name for name in standing.hashes if not joins and is_stale(name, release)]
+    folders = {name.partition("/")[0] for name in beside}
+    deleted = [
+        name
+        for name in standing.hashes
+        if name not in contents and not joins and (is_stale(name, release) or name.partition("/")[0] in folders)
+    ]
     url = f"{constants.ENDPOINT}/{repository}"
     if revision is not None and revision != constants.DEFAULT_REVISION:
         url = f"{url}/tree/{quote(revision, safe='')}"
@@ -184,8 +213,12 @@ def _push(
     return Push(url, tuple(written), tuple(deleted), release.left)
 
 
-def _check_standing(standing: Standing | None, release: Release, repository: str, private: bool) -> None:
-    """Refuses to show what was meant to be private, and to write one model over another."""
+def check_standing(standing: Standing | None, model_type: str, source: str, repository: str, private: bool) -> None:
+    """Refuses to show what was meant to be private, and to write one model over another.
+
+    Raises:
+        AskedWrongly: One of them; the message calls the model `source`.
+    """
     if standing is None:
         return
     if private and not standing.private:
@@ -193,10 +226,10 @@ def _check_standing(standing: Standing | None, release: Release, repository: str
             f"{repository} is there already and everybody can read it; make it private in its settings, or push to a "
             "new name."
         )
-    if standing.model_type not in (None, release.saved.model_type):
+    if standing.model_type not in (None, model_type):
         raise AskedWrongly(
-            f"{repository} holds a model of type {standing.model_type!r} already and {release.saved.path} one of type "
-            f"{release.saved.model_type!r}; push to another name."
+            f"{repository} holds a model of type {standing.model_type!r} already and {source} is one of type "
+            f"{model_type!r}; push to another name."
         )
 
 
@@ -216,7 +249,7 @@ def _errors(error: ValueError) -> str:
 
 
 @contextmanager
-def _quiet_client() -> Iterator[None]:
+def quiet_client() -> Iterator[None]:
     """Lets the client say nothing of its own, and show its bars only to a person who is watching."""
     verbosity, had_bars = client_logging.get_verbosity(), not are_progress_bars_disabled()
     client_logging.set_verbosity(logging.ERROR)

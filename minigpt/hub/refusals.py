@@ -15,7 +15,8 @@ from huggingface_hub.errors import (
 
 from minigpt.hub.trained import AskedWrongly
 
-_AGAIN = "run the same command again, and what has arrived is not sent twice"
+SAME_COMMAND = "run the same command again"
+_AGAIN = f"{SAME_COMMAND}, and what has arrived is not sent twice"
 _LOG_IN = "log in with `hf auth login`, or put a token that may write into HF_TOKEN"
 
 
@@ -24,11 +25,12 @@ class PushFailed(RuntimeError):
 
 
 @contextmanager
-def plain_refusals(repository: str) -> Iterator[None]:
+def plain_refusals(repository: str, again: str = SAME_COMMAND) -> Iterator[None]:
     """Turns whatever the Hub or the way to it raises in the block into one sentence.
 
     Args:
         repository: What was to be written to, for the sentence.
+        again: How to try it again, for the sentence.
 
     Raises:
         PushFailed: The Hub said no, failed, or could not be reached.
@@ -39,7 +41,8 @@ def plain_refusals(repository: str) -> Iterator[None]:
     except (AskedWrongly, PushFailed):
         raise
     except Exception as error:
-        raise _in_plain_words(error, repository) from error
+        refusal = _in_plain_words(error, repository)
+        raise type(refusal)(str(refusal).replace(SAME_COMMAND, again)) from error
 
 
 def no_token() -> AskedWrongly:

@@ -159,6 +159,8 @@ def _tidy(action: argparse.Action, shown: bool) -> None:
     if action.dest == "resume_from_checkpoint":
         action.nargs, action.const, shown = "?", True, True
         action.help = "go on from the last whole checkpoint of the output folder, or from this one"
+    if action.type is string_to_bool and action.nargs is None:
+        action.nargs, action.const = "?", True  # one that may be None is a switch like any other
     switches_off = action.option_strings[0].startswith("--no_")
     is_switch = action.const is True and action.type is string_to_bool
     if not shown or (is_switch and _is_on(action.dest)):

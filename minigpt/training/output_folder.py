@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from minigpt.hub.card import CARD, is_generated
 from minigpt.modeling_minigpt import configuration_minigpt
 from minigpt.training.checkpoints import TEXT_HASH, UNFINISHED, all_checkpoints
 
@@ -81,6 +82,9 @@ def clear_folder(folder: Path) -> None:
     copied_code = [file.name for file in Path(configuration_minigpt.__file__).parent.glob("[!_]*_*.py")]
     for name in (*_WRITTEN, *copied_code):
         (folder / name).unlink(missing_ok=True)
+    card = folder / CARD
+    if card.is_file() and is_generated(card.read_text(encoding="utf-8", errors="replace")):
+        card.unlink()
 
 
 def check_same_text(checkpoint: Path, sha256: str) -> None:

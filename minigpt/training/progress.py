@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.utils import logging
@@ -76,10 +77,12 @@ class ProgressLines(TrainerCallback):
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
     """Spares a person the bars of transformers over files that are read and written in no time."""
-    shown = logging.is_progress_bar_enabled()
+    shown, uploads_are_hidden = logging.is_progress_bar_enabled(), are_progress_bars_disabled()
     logging.disable_progress_bar()
     try:
         yield
     finally:
         if shown:
-            logging.enable_progress_bar()
+            logging.enable_progress_bar()  # and with it those of the Hub's client, which may be pushing
+        if uploads_are_hidden:
+            disable_progress_bars()

@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, set_seed
 
+from minigpt.hub.ongoing import open_repository
 from minigpt.hub.trained import AskedWrongly, check_vocabulary, find_device
 from minigpt.modeling_minigpt.generation_minigpt import lecture_generation_config
 from minigpt.tokenization.tokenization_minigpt import MiniGPTTokenizer
@@ -99,6 +100,7 @@ def train(
     Raises:
         ValueError: Before any work has started: something was asked for that cannot be done, `AskedWrongly` where no
             other text or folder would help. One sentence says what.
+        PushFailed: The Hub did not take the run; before any work if that can be known, else when all of it is saved.
         FloatingPointError: The training has diverged; its checkpoints from before are still there.
         TrainingInterrupted: Ctrl-C was pressed; a checkpoint has been saved.
     """
@@ -109,6 +111,7 @@ def train(
     resuming = bool(args.resume_from_checkpoint)
     if is_main:
         check_folder(folder, resuming=resuming, overwrite=overwrite)
+        _check_push(args, chosen)
     checkpoint = find_checkpoint(folder, args.resume_from_checkpoint) if resuming else None
 
     corpus = load_text(data)
@@ -154,6 +157,24 @@ def _arguments(preset: Preset, device: str | None, changes: dict[str, Any]) -> M
             f"training runs on {args.device.type} here; leave --device {device} out or say --device cpu."
         )
     return args
+
+
+def _check_push(args: MiniGPTTrainingArguments, preset: Preset) -> None:
+    """Finds out now what the Hub would refuse when the training is over; nothing is made there yet."""
+    if args.push_to_hub:
+        open_repository(
+            args.hub_model_id or Path(args.output_dir).absolute().name,
+            preset.model_type,
+            token=args.hub_token,
+            private=bool(args.hub_private_repo),
+            revision=args.hub_revision,
+            create=False,
+        )
+    elif args.hub_model_id:
+        raise AskedWrongly(
+            f"hub_model_id names {args.hub_model_id} and nothing is pushed there without push_to_hub; add "
+            "--push_to_hub, or push the run with `minigpt push` when it is over."
+        )
 
 
 def _build_model(preset: Preset, tokenizer: MiniGPTTokenizer, changes: dict[str, Any]) -> PreTrainedModel:
@@ -216,7 +237,7 @@ def _finish(preset: Preset, corpus: Corpus, trainer: MiniGPTTrainer) -> Run:
         best=best,
         curves=curves,
     )
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # pushes nothing yet
     trainer.save_state()
     if args.should_save:
         sample = write_sample(network, tokenizer, SAMPLE_TOKENS, seed=args.seed)
@@ -225,6 +246,8 @@ def _finish(preset: Preset, corpus: Corpus, trainer: MiniGPTTrainer) -> Run:
         write_json(folder / "run.json", report)
         if args.process_index == 0:
             _print_results(folder, report, sample)
+    if args.push_to_hub and (pushed := trainer.push_to_hub(commit_message=None)) is not None:
+        print(f"hub      {pushed.url}", flush=True)
     return Run(folder, network, tokenizer, validation, report)
 
 

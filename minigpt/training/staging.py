@@ -45,6 +45,7 @@ class StagedTrainer(Trainer):
         self._text_sha256 = text_sha256
         self._staging: Path | None = None
         self._resumed_from: Path | None = None
+        self._kept: set[Path] = set()
         super().__init__(*args, **kwargs)
         self.add_callback(_RunningLoss(self))
 
@@ -107,9 +108,19 @@ class StagedTrainer(Trainer):
             # A machine with a disk of its own that does not save: only its generators' states are here.
             _publish(staged, final)
         if self.args.push_to_hub:
-            super()._push_from_checkpoint(str(final))
-        if self.args.should_save:
-            delete_surplus(run_dir, self.args.save_total_limit, {final, best} if best.is_dir() else {final})
+            self._push_from_checkpoint(str(final))
+        self._kept = {final, best} if best.is_dir() else {final}
+        self._delete_surplus()
+
+    def _delete_surplus(self) -> None:
+        """Deletes checkpoints beyond the limit, but never the last, the best, or one that is still needed."""
+        if self.args.should_save and self._kept:
+            (run_dir,) = {checkpoint.parent for checkpoint in self._kept}
+            delete_surplus(run_dir, self.args.save_total_limit, self._kept | self._in_use())
+
+    def _in_use(self) -> set[Path]:
+        """Checkpoints that somebody else is reading."""
+        return set()
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self._staging is None:  # else it is called again when the folder has its name
@@ -147,6 +158,7 @@ class StagedTrainer(Trainer):
             return super()._finalize_training(trial, num_train_samples, self._start_time)
         finally:
             self.args.save_total_limit = limit
+            self._delete_surplus()
 
     @property
     def _running_loss_file(self) -> str:

@@ -18,21 +18,22 @@ from minigpt.training.arguments import MiniGPTTrainingArguments
 from minigpt.training.batches import RandomCrops, Windows, collate
 from minigpt.training.evaluation import Evaluation, estimate_loss
 from minigpt.training.progress import ProgressLines
+from minigpt.training.publishing import PublishingTrainer
 from minigpt.training.sample import write_sample
-from minigpt.training.staging import StagedTrainer
 from minigpt.training.stream import TokenStream
 
 # Away from the seeds 0, 1, 2, ... that people give: an estimate on the training split draws crops of its own.
 _ESTIMATE_SEED = 2**32
 
 
-class MiniGPTTrainer(StagedTrainer):
+class MiniGPTTrainer(PublishingTrainer):
     """Trains on random crops of a tokenized text, and watches itself as the lecture does.
 
     Every `eval_interval` steps it estimates the loss on both splits (`eval_loss` is the validation split's,
     `eval_train_loss`, `eval_bits_per_character`, `eval_perplexity`) and writes a sample (`eval_sample`, in
     `state.log_history` only). Neither draws from the training's randomness. Checkpoints are staged
-    (`StagedTrainer`), and a resumed run gives the weights and losses of an uninterrupted one.
+    (`StagedTrainer`), and a resumed run gives the weights and losses of an uninterrupted one. With `push_to_hub` they
+    are on the Hub at every save (`PublishingTrainer`).
 
     Args:
         model: A causal language model.
