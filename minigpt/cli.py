@@ -70,7 +70,11 @@ def _generate(arguments: argparse.Namespace) -> None:
         set_seed(arguments.seed)
     streamer = TokenStreamer(tokenizer, skip_special_tokens=True) if arguments.stream else None
     output = model.generate(
-        input_ids, attention_mask=torch.ones_like(input_ids), streamer=streamer, **_sampling(arguments)
+        input_ids,
+        attention_mask=torch.ones_like(input_ids),
+        streamer=streamer,
+        tokenizer=tokenizer,  # for stop strings, should the generation config have any
+        **_sampling(arguments),
     )
     if streamer is None:
         print(tokenizer.decode(output[0], skip_special_tokens=True))

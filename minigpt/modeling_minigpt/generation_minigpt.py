@@ -225,7 +225,7 @@ class BlockGenerationMixin(UnboundedGenerationMixin):
         kwargs = dict(model_kwargs)
         cache = kwargs.pop("past_key_values", None)
         position_ids = kwargs.pop("position_ids", None)
-        for name in ("use_cache", "logits_to_keep"):
+        for name in ("use_cache", "logits_to_keep", "tokenizer"):
             kwargs.pop(name, None)
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
         modules = (self, self.model, *self.model.layers)

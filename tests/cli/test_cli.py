@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.trainers import WordLevelTrainer
-from transformers import PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from minigpt import MiniGPTConfig, MiniGPTForCausalLM, MiniGPTTokenizer, __version__
@@ -108,6 +108,21 @@ def test_streaming_writes_what_is_written_at_once(trained: Path, capsys: pytest.
         assert main(["generate", str(trained), "--seed", "3", "--max_new_tokens", "80", *flags]) == 0
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1]
+
+
+def test_a_stop_string_of_the_generation_config_ends_the_text(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--prompt", "be", "--temperature", "0", "--max_new_tokens", "9"]
+    assert main(["generate", str(trained), *asked]) == 0
+    whole = capsys.readouterr().out
+    shutil.copytree(trained, tmp_path / "stops")
+    config = GenerationConfig.from_pretrained(trained)
+    config.stop_strings = [whole[5]]
+    config.save_pretrained(tmp_path / "stops")
+    for flags in ([], ["--stream"]):
+        assert main(["generate", str(tmp_path / "stops"), *asked, *flags]) == 0
+        assert capsys.readouterr().out == whole[: whole.index(whole[5], 2) + 1] + "\n"
 
 
 def test_temperature_0_is_greedy(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

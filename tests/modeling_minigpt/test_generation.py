@@ -15,6 +15,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from minigpt.modeling_minigpt.generation_minigpt import BlockGenerationMixin
 from minigpt.modeling_minigpt.modeling_minigpt import MiniGPTForCausalLM, MiniGPTModel
+from minigpt.tokenization.tokenization_minigpt import MiniGPTTokenizer
 
 ROPE = {"position_embedding_type": "rope"}
 VARIANTS = {
@@ -248,6 +249,8 @@ def test_the_fast_loop_is_taken_where_nothing_speaks_against_it(build, prompt, f
             {"position_ids": torch.arange(4)[None]},
             {"num_return_sequences": 2, "do_sample": True},
             {"cache_implementation": "dynamic"},
+            {"tokenizer": MiniGPTTokenizer.from_text("abcdefghijklmn")},
+            {"tokenizer": MiniGPTTokenizer.from_text("abcdefghijklmn"), "stop_strings": ["na"]},
         ),
         start=1,
     ):
