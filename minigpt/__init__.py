@@ -10,6 +10,7 @@ if TYPE_CHECKING:  # what `__getattr__` imports when it is asked for
     from minigpt.modeling_minigpt.configuration_bigram import BigramConfig as BigramConfig
     from minigpt.modeling_minigpt.configuration_minigpt import MiniGPTConfig as MiniGPTConfig
     from minigpt.modeling_minigpt.modeling_bigram import BigramForCausalLM as BigramForCausalLM
+    from minigpt.modeling_minigpt.modeling_bigram import BigramModel as BigramModel
     from minigpt.modeling_minigpt.modeling_minigpt import MiniGPTForCausalLM as MiniGPTForCausalLM
     from minigpt.modeling_minigpt.modeling_minigpt import (
         MiniGPTForSequenceClassification as MiniGPTForSequenceClassification,
@@ -31,6 +32,7 @@ __version__ = version("minigpt-hf")
 _PUBLIC = {
     "BigramConfig": "modeling_minigpt.configuration_bigram",
     "BigramForCausalLM": "modeling_minigpt.modeling_bigram",
+    "BigramModel": "modeling_minigpt.modeling_bigram",
     "MiniGPTConfig": "modeling_minigpt.configuration_minigpt",
     "MiniGPTForCausalLM": "modeling_minigpt.modeling_minigpt",
     "MiniGPTForSequenceClassification": "modeling_minigpt.modeling_minigpt",
@@ -89,6 +91,7 @@ def register() -> None:
         auto_class.register(MiniGPTConfig, model_class, exist_ok=True)
     bigram_config = configuration_bigram.BigramConfig
     AutoConfig.register(bigram_config.model_type, bigram_config, exist_ok=True)
+    AutoModel.register(bigram_config, modeling_bigram.BigramModel, exist_ok=True)
     AutoModelForCausalLM.register(bigram_config, modeling_bigram.BigramForCausalLM, exist_ok=True)
     # Experimental in transformers: a later version may lack it.
     if (decision := getattr(transformers, "AutoModelForDecision", None)) is not None:

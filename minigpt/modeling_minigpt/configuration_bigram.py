@@ -55,11 +55,17 @@ class BigramConfig(PreTrainedConfig):
             "auto_map",
             {
                 "AutoConfig": "configuration_bigram.BigramConfig",
+                "AutoModel": "modeling_bigram.BigramModel",
                 "AutoModelForCausalLM": "modeling_bigram.BigramForCausalLM",
                 "AutoModelForDecision": "modeling_bigram.BigramForCausalLM",  # as in MiniGPTConfig
             },
         )
         super().__post_init__(**kwargs)
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """None at all, so that a cache made for a bigram is an empty one."""
+        return 0
 
     def validate_architecture(self) -> None:
         """Refuses sizes that no table can have."""

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.generic import can_return_tuple
 
@@ -14,11 +14,11 @@ from .configuration_bigram import BigramConfig
 from .generation_minigpt import UnboundedGenerationMixin
 
 
-class BigramForCausalLM(PreTrainedModel, UnboundedGenerationMixin, GenerationMixin):
-    """Predicts the next token from the last one alone, behind the same interface as the GPT.
+class BigramModel(PreTrainedModel):
+    """The table without a use for it: tokens in, the row of each out.
 
-    Row i of `token_embedding_table.weight` (vocab_size, vocab_size) holds the logits of whatever follows token i. Its
-    best possible loss on a text is that of counting its pairs: a GPT that does no better has learned nothing more.
+    Row i of `token_embedding_table.weight` (vocab_size, vocab_size) holds the logits of whatever follows token i, which
+    is all that a bigram knows of it.
     """
 
     config: BigramConfig
@@ -30,8 +30,6 @@ class BigramForCausalLM(PreTrainedModel, UnboundedGenerationMixin, GenerationMix
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
-    # There is no cache to roll back either: assisted decoding, which needs one, is refused.
-    _is_stateful = True
 
     def __init__(self, config: BigramConfig) -> None:
         super().__init__(config)
@@ -48,11 +46,9 @@ class BigramForCausalLM(PreTrainedModel, UnboundedGenerationMixin, GenerationMix
         position_ids: torch.LongTensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
-        labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> BaseModelOutputWithPast:
         """Looks each token's row up.
 
         Args:
@@ -60,38 +56,24 @@ class BigramForCausalLM(PreTrainedModel, UnboundedGenerationMixin, GenerationMix
             attention_mask: Accepted and without effect, as no token sees another.
             position_ids: Accepted and without effect.
             past_key_values: Handed back untouched; nothing is stored in it.
-            inputs_embeds: Rows looked up already, (batch, seq, vocab_size), in place of `input_ids`: the logits.
-            labels: Targets, int64 (batch, seq), shifted inside unless `shift_labels` is given too; -100 is left out.
+            inputs_embeds: Rows looked up already, (batch, seq, vocab_size), in place of `input_ids`.
             use_cache: Accepted and without effect.
-            logits_to_keep: The last so many positions (0 for all), or a tensor of positions.
-            **kwargs: For the loss: `shift_labels`, `num_items_in_batch`.
+            **kwargs: Accepted and without effect.
 
         Returns:
-            The loss if there were labels, and the logits (batch, kept, vocab_size).
+            The rows as `last_hidden_state`, (batch, seq, vocab_size).
 
         Raises:
             ValueError: If not exactly one of `input_ids` and `inputs_embeds` is given.
         """
+        rows = self.look_up(input_ids, inputs_embeds)  # (batch, seq, vocab)
+        return BaseModelOutputWithPast(last_hidden_state=rows, past_key_values=past_key_values)
+
+    def look_up(self, input_ids: torch.LongTensor | None, inputs_embeds: torch.FloatTensor | None) -> torch.Tensor:
+        """The tokens' rows, (batch, seq, vocab_size), or those that were looked up already."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds.")
-        if inputs_embeds is None:
-            inputs_embeds = self.token_embedding_table(input_ids)  # (batch, seq, vocab)
-        logits = slice_logits_to_keep(inputs_embeds, logits_to_keep)  # (batch, kept, vocab)
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
-
-    @classmethod
-    def _supports_default_dynamic_cache(cls) -> bool:
-        # Without a cache, generate() still feeds the last token alone, which is all that a bigram needs.
-        return False
-
-    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refused: continuous batching pages keys and values, and there are none."""
-        raise ValueError(
-            "continuous batching serves models with attention, which a bigram lacks; use plain generate()."
-        )
+        return self.token_embedding_table(input_ids) if inputs_embeds is None else inputs_embeds
 
     def _resize_token_embeddings(
         self, new_num_tokens: int | None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
@@ -113,4 +95,65 @@ class BigramForCausalLM(PreTrainedModel, UnboundedGenerationMixin, GenerationMix
         return table
 
 
+class BigramForCausalLM(BigramModel, UnboundedGenerationMixin, GenerationMixin):
+    """Predicts the next token from the last one alone, behind the same interface as the GPT.
+
+    Its best possible loss on a text is that of counting its pairs: a GPT that does no better has learned nothing more.
+    """
+
+    # There is no cache to roll back: assisted decoding, which needs one, is refused.
+    _is_stateful = True
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Gives each token's row as the logits of what follows it.
+
+        Args:
+            input_ids: Tokens, int64 (batch, seq).
+            attention_mask: See `BigramModel.forward`, as for all that is not explained here.
+            position_ids: See there.
+            past_key_values: See there.
+            inputs_embeds: Rows looked up already, (batch, seq, vocab_size), in place of `input_ids`: the logits.
+            labels: Targets, int64 (batch, seq), shifted inside unless `shift_labels` is given too; -100 is left out.
+            use_cache: See there.
+            logits_to_keep: The last so many positions (0 for all), or a tensor of positions.
+            **kwargs: For the loss: `shift_labels`, `num_items_in_batch`.
+
+        Returns:
+            The loss if there were labels, and the logits (batch, kept, vocab_size).
+
+        Raises:
+            ValueError: If not exactly one of `input_ids` and `inputs_embeds` is given.
+        """
+        rows = self.look_up(input_ids, inputs_embeds)  # (batch, seq, vocab)
+        logits = slice_logits_to_keep(rows, logits_to_keep)  # (batch, kept, vocab)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        # Without a cache, generate() still feeds the last token alone, which is all that a bigram needs.
+        return False
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refused: continuous batching pages keys and values, and there are none."""
+        raise ValueError(
+            "continuous batching serves models with attention, which a bigram lacks; use plain generate()."
+        )
+
+
+BigramModel.register_for_auto_class("AutoModel")
 BigramForCausalLM.register_for_auto_class("AutoModelForCausalLM")
