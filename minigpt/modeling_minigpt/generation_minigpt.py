@@ -1,13 +1,15 @@
 """Everything at the block's edge: cropping, refusals, defaults, and the fast loop."""
 
 from collections.abc import Sequence
+from copy import copy
 from itertools import count
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin
-from transformers.generation.stopping_criteria import MaxLengthCriteria, StoppingCriteriaList
+from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin, PreTrainedTokenizerBase
+from transformers.cache_utils import StaticLayer, StaticSlidingWindowLayer
+from transformers.generation.stopping_criteria import MaxLengthCriteria, StoppingCriteriaList, StopStringCriteria
 
 
 def lecture_generation_config(untrained_token_ids: Sequence[int], **kwargs: Any) -> GenerationConfig:
@@ -18,7 +20,9 @@ def lecture_generation_config(untrained_token_ids: Sequence[int], **kwargs: Any)
         **kwargs: More fields of `GenerationConfig`, such as `eos_token_id` and `pad_token_id`.
     """
     suppress_tokens = list(untrained_token_ids) or None
-    return GenerationConfig(do_sample=True, top_k=0, max_new_tokens=500, suppress_tokens=suppress_tokens, **kwargs)
+    # The temperature is said because pipelines take 0.7 where nothing is.
+    sampling = {"do_sample": True, "temperature": 1.0, "top_k": 0}
+    return GenerationConfig(**sampling, max_new_tokens=500, suppress_tokens=suppress_tokens, **kwargs)
 
 
 class BlockCache(Cache):
@@ -44,6 +48,21 @@ class BlockCache(Cache):
         return keys[:, :, :end], values[:, :, :end]  # (batch, kv heads, total, head_dim)
 
 
+class StopStrings(StopStringCriteria):
+    """Stop strings for any vocabulary: transformers spells `abcdef` before each token, which not every one can."""
+
+    @staticmethod
+    def clean_tokenizer_vocab(
+        tokenizer: PreTrainedTokenizerBase, static_prefix: str = "abcdef", stop_string_matching_mode: str | None = None
+    ) -> tuple[tuple[str | bytes, ...], tuple[int, ...]]:
+        """Each token's own text and its id, with any character that the vocabulary has written before it."""
+        vocabulary = tokenizer.get_vocab()
+        if stop_string_matching_mode is None and not vocabulary.keys() >= set(static_prefix):
+            spelled = (t for t in vocabulary if len(t) == 1 and tokenizer.convert_tokens_to_string([t]) == t)
+            static_prefix = next(spelled, static_prefix)
+        return StopStringCriteria.clean_tokenizer_vocab(tokenizer, static_prefix, stop_string_matching_mode)
+
+
 class UnboundedGenerationMixin(GenerationMixin):
     """`generate()` of a length that `max_position_embeddings` does not bound."""
 
@@ -67,8 +86,40 @@ class UnboundedGenerationMixin(GenerationMixin):
             generation_config=generation_config, has_default_max_length=has_default_max_length, **kwargs
         )
 
-    def _get_stopping_criteria(self, *args: Any, **kwargs: Any) -> StoppingCriteriaList:
-        criteria = super()._get_stopping_criteria(*args, **kwargs)
+    def _maybe_initialize_input_ids_for_generation(
+        self, inputs: torch.Tensor | None, bos_token_id: int | None, model_kwargs: dict[str, Any]
+    ) -> torch.Tensor:
+        length = inputs.shape[-1] if inputs is not None else int(bos_token_id is not None)
+        if length == 0 and model_kwargs.get("inputs_embeds") is None:
+            raise ValueError("generate() got a prompt of 0 tokens and needs 1 to start from; a new line will do.")
+        return super()._maybe_initialize_input_ids_for_generation(inputs, bos_token_id, model_kwargs)
+
+    def _prefill(
+        self,
+        input_ids: torch.LongTensor,
+        generation_config: GenerationConfig,
+        model_kwargs: dict[str, Any],
+        **kwargs: Any,
+    ) -> Any:
+        mask = model_kwargs.get("attention_mask")
+        if mask is not None and not mask.any(dim=-1).all():
+            row = int((~mask.any(dim=-1)).nonzero()[0])
+            row //= max(generation_config.num_beams, generation_config.num_return_sequences)
+            raise ValueError(f"row {row} of the prompts is padding alone and needs 1 token to start from; take it out.")
+        return super()._prefill(input_ids, generation_config, model_kwargs, **kwargs)
+
+    def _get_stopping_criteria(
+        self,
+        generation_config: GenerationConfig,
+        stopping_criteria: StoppingCriteriaList | None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> StoppingCriteriaList:
+        stop_strings = generation_config.stop_strings
+        if stop_strings is not None and tokenizer is not None:
+            generation_config = copy(generation_config)
+            generation_config.stop_strings = None
+            stopping_criteria = StoppingCriteriaList([*(stopping_criteria or []), StopStrings(tokenizer, stop_strings)])
+        criteria = super()._get_stopping_criteria(generation_config, stopping_criteria, tokenizer)
         for criterion in criteria:
             if isinstance(criterion, MaxLengthCriteria):
                 # Silences "exceeded the model's predefined maximum length": going past the block is what we do.
@@ -136,6 +187,20 @@ class BlockGenerationMixin(UnboundedGenerationMixin):
                 "ask for fewer new tokens or use plain generate()."
             )
 
+    def _refuse_short_cache(self, cache: Cache, total_length: int) -> None:
+        """Refuses a static cache that would overflow, or forget what its window still sees, on the way."""
+        fed = total_length - 1  # the last token is only returned
+        if not self.config.rolls_past_block:
+            fed = min(fed, self.config.max_position_embeddings)
+        for layer in cache.layers:
+            if isinstance(layer, StaticLayer):
+                window = self.config.sliding_window if isinstance(layer, StaticSlidingWindowLayer) else fed
+                if layer.max_cache_len < min(fed, window):
+                    raise ValueError(
+                        f"a static cache of {layer.max_cache_len} tokens is too short for a text of {total_length}; "
+                        f"make it with max_cache_len={fed}."
+                    )
+
     def _prefill(
         self,
         input_ids: torch.LongTensor,
@@ -143,16 +208,18 @@ class BlockGenerationMixin(UnboundedGenerationMixin):
         model_kwargs: dict[str, Any],
         **kwargs: Any,
     ) -> Any:
-        if input_ids.shape[1] == 0 and model_kwargs.get("inputs_embeds") is None:
-            raise ValueError("generate() got a prompt of 0 tokens and needs 1 to start from; a new line will do.")
-        new_tokens = generation_config.max_length - input_ids.shape[1]
+        cache, mask = model_kwargs.get("past_key_values"), model_kwargs.get("attention_mask")
+        total_length = generation_config.max_length
+        new_tokens = total_length - input_ids.shape[1]
         if model_kwargs.get("inputs_embeds") is not None:
-            prompt_length = model_kwargs["inputs_embeds"].shape[1]
-            self._refuse_past_block(prompt_length + new_tokens, "generation from inputs_embeds")
-        mask = model_kwargs.get("attention_mask")
+            total_length = model_kwargs["inputs_embeds"].shape[1] + new_tokens
+            self._refuse_past_block(total_length, "generation from inputs_embeds")
         seen = mask.shape[1] if mask is not None else getattr(generation_config, "_mask_length", 0)
-        if model_kwargs.get("past_key_values") is not None and seen > input_ids.shape[1]:
-            self._refuse_past_block(seen + new_tokens, "continuing a cache from the new tokens alone")
+        if cache is not None and seen > input_ids.shape[1]:
+            total_length = seen + new_tokens
+            self._refuse_past_block(total_length, "continuing a cache from the new tokens alone")
+        if cache is not None:
+            self._refuse_short_cache(cache, total_length)
         if generation_config.guidance_scale not in (None, 1):
             self._refuse_past_block(generation_config.max_length, "guided generation")
         if input_ids.shape[1] > self._room_in_block() and not self.config.rolls_past_block:
@@ -162,6 +229,11 @@ class BlockGenerationMixin(UnboundedGenerationMixin):
     def _assisted_decoding(self, input_ids: torch.LongTensor, *args: Any, **kwargs: Any) -> Any:
         generation_config = kwargs["generation_config"]
         self._refuse_past_block(generation_config.max_length, "assisted and prompt-lookup decoding")
+        if any(isinstance(criterion, StopStringCriteria) for criterion in kwargs["stopping_criteria"]):
+            raise ValueError(
+                "assisted and prompt-lookup decoding look for stop strings only where a draft ends and may pass over "
+                "one; leave out either."
+            )
         return super()._assisted_decoding(input_ids, *args, **kwargs)
 
     def generate_batch(

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfig
+from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfig, StaticCache
 from transformers.utils import logging as transformers_logging
 
 from minigpt.modeling_minigpt.generation_minigpt import lecture_generation_config
@@ -307,8 +307,49 @@ def test_guided_generation_inside_the_block_is_the_formula(build, prompt):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_an_empty_prompt_is_refused(model, no_forward, way):
-    with no_forward(model), pytest.raises(ValueError, match="a prompt of 0 tokens and needs 1 to start from"):
-        generate(model, torch.zeros(2, 0, dtype=torch.long), **WAYS[way])
+    for ids in (torch.zeros(2, 0, dtype=torch.long), None):
+        with no_forward(model), pytest.raises(ValueError, match="a prompt of 0 tokens and needs 1 to start from"):
+            generate(model, ids, **WAYS[way])
+
+
+@pytest.mark.parametrize("kwargs", [*WAYS.values(), {"num_beams": 2}], ids=[*WAYS, "beams"])
+def test_a_row_of_padding_alone_is_refused(model, prompt, no_forward, kwargs):
+    mask = torch.ones_like(prompt)
+    mask[1] = 0
+    with no_forward(model), pytest.raises(ValueError, match="row 1 of the prompts is padding alone and needs 1 token"):
+        generate(model, prompt, attention_mask=mask, **kwargs)
+
+
+# What a static cache has to hold: everything but the last token, at most a block, at most a window where there is one.
+ENOUGH = {"learned": (11, 12), "learned with windows": (5, 5), "rope with a window in one layer": (11, 12)}
+
+
+@pytest.mark.parametrize("variant", ENOUGH)
+@pytest.mark.parametrize("new_tokens", [BLOCK - 5, BLOCK - 4, 25])
+def test_a_static_cache_is_long_enough_or_refused_before_anything_runs(build, prompt, no_forward, variant, new_tokens):
+    model = build(**CROPPED[variant]).double()
+    enough = ENOUGH[variant][new_tokens > BLOCK - 5]
+    expected = crop_loop(model, prompt, new_tokens).tolist()
+    cache = StaticCache(config=model.config, max_cache_len=enough)
+    assert generate(model, prompt, past_key_values=cache, max_new_tokens=new_tokens).tolist() == expected
+    cache = StaticCache(config=model.config, max_cache_len=enough - 1)
+    message = f"a static cache of {enough - 1} tokens is too short for a text of {5 + new_tokens}; make it with max_c"
+    with no_forward(model), pytest.raises(ValueError, match=message):
+        generate(model, prompt, past_key_values=cache, max_new_tokens=new_tokens)
+
+
+def test_a_rolling_models_static_cache_holds_its_window(build, prompt, no_forward):
+    model = build(**WINDOW).double()
+    for kwargs in ({}, {"inputs_embeds": model.get_input_embeddings()(prompt)}):
+        cache = StaticCache(config=model.config, max_cache_len=5)
+        text = generate(model, None if kwargs else prompt, past_key_values=cache, max_new_tokens=40, **kwargs)
+        assert text[:, -40:].tolist() == uncropped_loop(model, prompt, 40)[:, -40:].tolist()
+        cache = StaticCache(config=model.config, max_cache_len=4)
+        with (
+            no_forward(model),
+            pytest.raises(ValueError, match="a static cache of 4 tokens is too short for a text of"),
+        ):
+            generate(model, None if kwargs else prompt, past_key_values=cache, max_new_tokens=40, **kwargs)
 
 
 # When little is said.
