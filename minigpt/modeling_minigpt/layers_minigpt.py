@@ -188,8 +188,10 @@ def eager_attention_forward(
     key = key.repeat_interleave(module.num_key_value_groups, dim=1)  # (batch, heads, total, head_dim)
     value = value.repeat_interleave(module.num_key_value_groups, dim=1)  # (batch, heads, total, head_dim)
     scores = query @ key.transpose(2, 3) * scaling  # (batch, heads, seq, total)
+    # Never less precise than the mask, whose least number would turn to minus infinity, and a row of it to NaN.
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     if attention_mask is not None:
         scores = scores + attention_mask
-    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.softmax(scores, dim=-1).to(query.dtype)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     return (weights @ value).transpose(1, 2).contiguous(), weights  # (batch, seq, heads, head_dim)

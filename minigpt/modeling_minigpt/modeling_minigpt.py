@@ -238,14 +238,14 @@ class MiniGPTModel(MiniGPTPreTrainedModel):
         past_key_values: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        """The computation itself, from token embeddings to the normed output, both (batch, seq, hidden)."""
+        """Computes the normed output from embeddings, (batch, seq, hidden), in as many layers as early exit leaves."""
         hidden_states = self.embed_positions(inputs_embeds, position_ids)
         hidden_states = self.embedding_dropout(self.embedding_norm(hidden_states))
         position_embeddings = self.rotary_emb(hidden_states, position_ids)
-        for layer, layer_type in zip(self.layers, self.config.layer_types, strict=True):
+        for idx, layer in enumerate(self.layers[: self.config.num_hidden_layers]):
             hidden_states = layer(
                 hidden_states,
-                attention_mask=masks[layer_type],
+                attention_mask=masks[self.config.layer_types[idx]],
                 position_ids=position_ids,
                 position_embeddings=position_embeddings,
                 past_key_values=past_key_values,
