@@ -61,6 +61,7 @@ def test_every_block_of_code_runs(
     monkeypatch.chdir(here)
     if "push" in page.read_text(encoding="utf-8"):
         request.getfixturevalue("hub")
+        monkeypatch.setenv("HF_TOKEN", "hf_my_name")
     namespace: dict[str, object] = {"__name__": page.stem}
     with contextlib.ExitStack() as stack:
         for kind, code in blocks(page):

@@ -26,8 +26,8 @@ UPLOAD = "PUT /_storage/|POST /_xet/v1/xorbs/"
 class Hub:
     """The double: what it holds, what it was asked, what is to fail.
 
-    `tester` owns what a test pushes. The tokens: `tester` may write, `reader` is tester's too but may only read, and
-    `stranger` is somebody else's.
+    The tokens are called after the accounts: `hf_tester` and `hf_stranger`, `hf_reader` that is tester's too but may
+    only read, and `hf_my_name` of `my-name`, as the documentation calls its reader.
     """
 
     url: str = ""
@@ -37,6 +37,7 @@ class Hub:
             "hf_tester": Account("tester"),
             "hf_reader": Account("tester", may_write=False),
             "hf_stranger": Account("stranger"),
+            "hf_my_name": Account("my-name"),
         }
     )
     repositories: dict[tuple[str, str], Repository] = field(default_factory=dict)
