@@ -1,0 +1,70 @@
+"""A model in another format: what `minigpt export` does."""
+
+from pathlib import Path
+
+from minigpt.hub.extras import require_extra
+from minigpt.hub.folders import check_output, staged_folder
+from minigpt.hub.stock import ARCHITECTURES, refuse_what_is_no_minigpt, save_stock, to_stock
+from minigpt.hub.trained import AskedWrongly, open_trained
+
+# What has no stock architecture's limits: a bigram becomes a graph as well.
+GRAPHS = ("torch", "onnx")
+# Asked for before a model is fetched from the Hub.
+EXTRAS = {
+    "onnx": ("onnx", "an ONNX file", "onnx", "onnxruntime", "onnxscript"),
+    "gguf": ("gguf", "the export to GGUF", "gguf"),
+}
+
+
+def export_model(source: str | Path, to: str, output: str | Path | None = None, *, overwrite: bool = False) -> Path:
+    """Writes a model in another format.
+
+    Args:
+        source: A folder, or a Hub repository's id.
+        to: `torch` (an exported program), `onnx`, `gguf`, or a stock architecture: `gpt2`, `llama`, `qwen3`,
+            `nanochat`.
+        output: The folder to write. By default it is called MODEL-FORMAT, and stands beside a local model and in the
+            current folder for one from the Hub.
+        overwrite: Whether to replace what the output folder holds.
+
+    Returns:
+        The folder written.
+
+    Raises:
+        AskedWrongly: The format cannot express the model, its extra is not installed, or the output cannot be written.
+        OSError: There is no model under that name, or it cannot be read.
+    """
+    target = _default_output(source, to) if output is None else Path(output)
+    _refuse_to_replace(source, target)
+    check_output(target, overwrite=overwrite)
+    if to in EXTRAS:
+        require_extra(*EXTRAS[to])
+    model, tokenizer = open_trained(source, "cpu")
+    if to not in GRAPHS:
+        refuse_what_is_no_minigpt(model, to)
+    with staged_folder(target, overwrite=overwrite) as folder:
+        if to in ARCHITECTURES:
+            save_stock(to_stock(model, to), tokenizer, folder)
+        elif to == "gguf":
+            from minigpt.hub.gguf_file import export_gguf
+
+            export_gguf(model, tokenizer, folder)
+        else:
+            from minigpt.hub import graphs
+
+            {"torch": graphs.export_torch, "onnx": graphs.export_onnx}[to](model, tokenizer, folder)
+    return target
+
+
+def _default_output(source: str | Path, to: str) -> Path:
+    folder = Path(source)
+    if not folder.is_dir():
+        return Path(f"{folder.name}-{to}")
+    folder = folder if folder.name not in ("", "..") else folder.resolve()
+    return folder.with_name(f"{folder.name}-{to}")
+
+
+def _refuse_to_replace(source: str | Path, output: Path) -> None:
+    model = Path(source).resolve()
+    if Path(source).is_dir() and output.resolve() in (model, *model.parents):
+        raise AskedWrongly(f"{output} holds the model itself; name another --output.")
