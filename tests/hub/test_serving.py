@@ -69,7 +69,7 @@ def serving(log: Path, command: Sequence[str], **variables: str) -> Iterator[Ser
     with log.open("wb") as output:
         process = subprocess.Popen([*command, "--port", str(port)], stdout=output, stderr=output, env=environment)
     try:
-        served, deadline = Served(port, log), time.monotonic() + 180
+        served, deadline = Served(port, log), time.monotonic() + 300
         while not served.is_well():
             assert process.poll() is None, log.read_text("utf-8", "replace")
             assert time.monotonic() < deadline, log.read_text("utf-8", "replace")
@@ -230,7 +230,7 @@ def test_transformers_chat_converses_by_the_chat_template(served: Served, instru
     typed = "hello\nn\nbye\nn\n!exit\n"
     environment = os.environ | {"HF_HUB_DISABLE_UPDATE_CHECK": "1", "COLUMNS": "200", "PYTHONUTF8": "1"}
     result = subprocess.run(
-        [*command, *flags], input=typed, capture_output=True, encoding="utf-8", env=environment, timeout=180
+        [*command, *flags], input=typed, capture_output=True, encoding="utf-8", env=environment, timeout=300
     )
     assert result.returncode == 0, result.stderr
     for answer in (first, second):

@@ -145,7 +145,7 @@ def test_the_first_letters_are_there_before_the_last_are_made(tmp_path: Path) ->
     command = [sys.executable, "-m", "minigpt", "generate", str(tmp_path), "--prompt", "ab", "--stream"]
     with subprocess.Popen([*command, "--max_new_tokens", "1000000000"], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
-        impatience = threading.Timer(120, process.kill)
+        impatience = threading.Timer(300, process.kill)
         impatience.start()
         text = process.stdout.read(200)
         impatience.cancel()
