@@ -12,18 +12,16 @@ from safetensors.torch import load_file
 
 from minigpt.cli import main
 
-LAUNCHERS = {
-    "torchrun": ["torchrun", "--standalone", "--nproc_per_node", "2"],
-    # `--multi_gpu` asks for several processes of one machine; without a GPU there they talk through gloo.
-    "accelerate": ["accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"],
-}
-STOCK_TRAINING = """
+TORCHRUN = ["torchrun", "--standalone", "--nproc_per_node", "2"]
+# `--multi_gpu` asks for several processes of one machine; without a GPU there they talk through gloo.
+ACCELERATE = ["accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+BOTH_TRAININGS = """
 import json, sys
 from datasets import load_from_disk
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
-import minigpt
+from minigpt.cli import main
 
-model, rows, output, batch_size = sys.argv[1:]
+model, rows, output, batch_size, *ours = sys.argv[1:]
 arguments = TrainingArguments(
     output_dir=output, use_cpu=True, max_steps=6, per_device_train_batch_size=int(batch_size), logging_steps=1,
     learning_rate=1e-2, optim="sgd", max_grad_norm=0.0, save_strategy="no", disable_tqdm=True,
@@ -33,15 +31,34 @@ trainer.train()
 trainer.save_model()
 trainer.save_state()
 print("processes:", arguments.world_size)
+assert main(ours) == 0
 """
 
 
-def launch(launcher: str, *arguments: str) -> str:
-    program, *options = LAUNCHERS[launcher]
+def launch(launcher: list[str], *arguments: str) -> str:
+    program, *options = launcher
     command = [str(Path(sys.executable).with_name(program)), *options, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
+
+
+def our_training(folder: Path, batch_size: int, output: str) -> list[str]:
+    options = ["train", "--data", str(folder / "my.txt"), "--device", "cpu", "--max_steps", "6"]
+    options += ["--n_embd", "16", "--n_layer", "2", "--n_head", "2", "--block_size", "16", "--logging_steps", "1"]
+    # AdamW would hide a wrong scale of the gradients, and make much of the rounding of a gradient that is almost 0.
+    options += ["--optim", "sgd", "--learning_rate", "0.1"]
+    options += ["--eval_interval", "3", "--eval_iters", "2", "--sample_length", "0"]
+    return [*options, "--per_device_train_batch_size", str(batch_size), "--output_dir", str(folder / output)]
+
+
+@pytest.fixture(scope="module")
+def one(text, tmp_path_factory) -> Path:
+    """A folder with a text, `my.txt`, and what one process has learned of it, `ours`."""
+    folder = tmp_path_factory.mktemp("one")
+    (folder / "my.txt").write_text(text, encoding="utf-8", newline="\n")
+    assert main(our_training(folder, 8, "ours")) == 0
+    return folder
 
 
 def losses_of(folder: Path) -> list[float]:
@@ -58,48 +75,42 @@ def check_equal(two: Path, one: Path) -> None:
         torch.testing.assert_close(weight, expected[name], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-@pytest.mark.door(
-    "`minigpt train` under `torchrun` and `accelerate launch`: two processes learn what one does", "torch", "accelerate"
-)
-def test_our_training_in_two_processes_is_the_training_in_one(launcher, text, tmp_path):
-    (tmp_path / "my.txt").write_text(text, encoding="utf-8", newline="\n")
-    options = ["train", "--data", str(tmp_path / "my.txt"), "--device", "cpu", "--max_steps", "6"]
-    options += ["--n_embd", "16", "--n_layer", "2", "--n_head", "2", "--block_size", "16", "--logging_steps", "1"]
-    # AdamW would hide a wrong scale of the gradients, and make much of the rounding of a gradient that is almost 0.
-    options += ["--optim", "sgd", "--learning_rate", "0.1"]
-    options += ["--eval_interval", "3", "--eval_iters", "2", "--sample_length", "0"]
-    assert main([*options, "--per_device_train_batch_size", "8", "--output_dir", str(tmp_path / "one")]) == 0
-    half = ["--per_device_train_batch_size", "4", "--output_dir", str(tmp_path / "two")]
-    printed = launch(launcher, "-m", "minigpt", *options, *half)
-
-    check_equal(tmp_path / "two", tmp_path / "one")
-    one, two = (json.loads((tmp_path / name / "run.json").read_text(encoding="utf-8")) for name in ("one", "two"))
-    assert two["training"]["processes"] == 2
-    assert two["training"]["tokens"] == one["training"]["tokens"]
-    assert two["losses"]["validation"] == pytest.approx(one["losses"]["validation"], rel=1e-5)
+def check_ours(two: Path, one: Path, printed: str) -> None:
+    check_equal(two, one)
+    expected, report = (json.loads((run / "run.json").read_text(encoding="utf-8")) for run in (one, two))
+    assert report["training"]["processes"] == 2
+    assert report["training"]["tokens"] == expected["training"]["tokens"]
+    assert report["losses"]["validation"] == pytest.approx(expected["losses"]["validation"], rel=1e-5)
     assert printed.count("validation loss") == 1  # one of them speaks
 
 
 @pytest.mark.slow
+@pytest.mark.door("`torchrun -m minigpt train`, two processes: what one learns from the same batches", "torch")
+def test_torchrun_gives_the_training_of_one_process(one):
+    printed = launch(TORCHRUN, "-m", "minigpt", *our_training(one, 4, "torchrun"))
+    check_ours(one / "torchrun", one / "ours", printed)
+
+
+@pytest.mark.slow
 @pytest.mark.door(
-    "The stock `Trainer` under `torchrun`: two processes learn what one does, whatever counts in each row",
+    "`accelerate launch` of the stock `Trainer` and of `minigpt train`, two processes: what one learns",
+    "accelerate",
     "torch",
     "transformers",
 )
-def test_stock_training_in_two_processes_is_the_training_in_one(lecture, rows, tmp_path, monkeypatch):
+def test_accelerate_gives_the_trainings_of_one_process(one, lecture, rows, tmp_path, monkeypatch):
     # Rows with different numbers of targets: a mean of the two processes' means would be another loss.
     uneven = rows.map(
         lambda row, index: {"labels": [-100] * (index % 13) + row["labels"][index % 13 :]}, with_indices=True
     )
     uneven.save_to_disk(tmp_path / "rows")
     script = tmp_path / "training.py"
-    script.write_text(STOCK_TRAINING, encoding="utf-8")
+    script.write_text(BOTH_TRAININGS, encoding="utf-8")
     given = [str(script), str(lecture), str(tmp_path / "rows")]
-    monkeypatch.setattr(sys, "argv", [*given, str(tmp_path / "one"), "8"])
+    monkeypatch.setattr(sys, "argv", [*given, str(tmp_path / "one"), "8", "--version"])
     runpy.run_path(str(script))
-    printed = launch("torchrun", *given, str(tmp_path / "two"), "4")
+    printed = launch(ACCELERATE, *given, str(tmp_path / "two"), "4", *our_training(one, 4, "accelerate"))
 
     assert "processes: 2" in printed
     check_equal(tmp_path / "two", tmp_path / "one")
+    check_ours(one / "accelerate", one / "ours", printed)
