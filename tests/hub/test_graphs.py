@@ -1,6 +1,7 @@
 """Claims about exported graphs: what they compute is what the model computes, where none of it is there."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from minigpt.modeling_minigpt.modeling_bigram import BigramForCausalLM
 from minigpt.modeling_minigpt.modeling_minigpt import MiniGPTForCausalLM
 from minigpt.tokenization.tokenization_minigpt import MiniGPTTokenizer
 
-TOKENIZER = MiniGPTTokenizer.from_text("abcdefghijklmn")
+TOKENIZER = MiniGPTTokenizer.from_text("The abcdfgijkl")
 BLOCK = 12
 WINDOW = 5
 SIZES = {
@@ -407,6 +408,26 @@ def test_weights_that_protobuf_cannot_hold_lie_beside_the_file(tmp_path: Path, m
     assert sorted(file.name for file in (tmp_path / "onnx").iterdir()) == ["model.onnx", "model.onnx.data"]
     (logits,) = onnxruntime.InferenceSession(tmp_path / "onnx" / "model.onnx").run(None, {"input_ids": [[0, 3]]})
     assert torch.equal(torch.from_numpy(logits), model(torch.tensor([[0, 3]])).logits)
+
+
+@pytest.mark.extra("onnx")
+@pytest.mark.door(
+    "an ONNX file writes the same text without torch", "onnxruntime", "tokenizers"
+)
+def test_the_loop_of_the_how_to_writes_the_models_text_without_torch(
+    tmp_path: Path, exported: Callable[[str, str], Exported]
+) -> None:
+    one = exported("onnx", "lecture")
+    shutil.copytree(one.folder, tmp_path / "runs" / "seed-onnx")
+    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
+    code = page.partition("```python\n")[2].partition("```")[0]
+    without = "import sys\nsys.modules |= dict.fromkeys(('minigpt', 'torch', 'transformers'))\n"
+    ran = subprocess.run(
+        [sys.executable, "-c", without + code], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=True
+    )
+    prompt = torch.tensor([TOKENIZER("The ")["input_ids"]])
+    (ids,) = one.model.generate(prompt, do_sample=False, max_new_tokens=100)
+    assert ran.stdout == TOKENIZER.decode(ids) + "\n"
 
 
 @pytest.mark.slow
