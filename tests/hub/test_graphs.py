@@ -411,9 +411,7 @@ def test_weights_that_protobuf_cannot_hold_lie_beside_the_file(tmp_path: Path, m
 
 
 @pytest.mark.extra("onnx")
-@pytest.mark.door(
-    "an ONNX file writes the same text without torch", "onnxruntime", "tokenizers"
-)
+@pytest.mark.door("an ONNX file writes the same text without torch", "onnxruntime", "tokenizers")
 def test_the_loop_of_the_how_to_writes_the_models_text_without_torch(
     tmp_path: Path, exported: Callable[[str, str], Exported]
 ) -> None:
