@@ -226,6 +226,21 @@ class BlockGenerationMixin(UnboundedGenerationMixin):
             generation_config.prefill_chunk_size = None  # the crop is one block: there is nothing to cut in chunks
         return super()._prefill(input_ids, generation_config, model_kwargs, **kwargs)
 
+    def _get_candidate_generator(self, generation_config: GenerationConfig, *args: Any, **kwargs: Any) -> Any:
+        generator = super()._get_candidate_generator(generation_config, *args, **kwargs)
+        get_candidates = generator.get_candidates
+
+        def get_candidates_within(
+            input_ids: torch.LongTensor, **kwargs: Any
+        ) -> tuple[torch.LongTensor, torch.Tensor | None]:
+            # Drafts that are looked up or translated may be longer than asked for, and reach past the block.
+            candidate_ids, logits = get_candidates(input_ids, **kwargs)  # (1, seq + drafted), (1, drafted, vocab)
+            length = max(generation_config.max_length - 1, input_ids.shape[1])
+            return candidate_ids[:, :length], None if logits is None else logits[:, : length - input_ids.shape[1]]
+
+        generator.get_candidates = get_candidates_within
+        return generator
+
     def _assisted_decoding(self, input_ids: torch.LongTensor, *args: Any, **kwargs: Any) -> Any:
         generation_config = kwargs["generation_config"]
         self._refuse_past_block(generation_config.max_length, "assisted and prompt-lookup decoding")

@@ -5,6 +5,7 @@ import logging
 import pytest
 import torch
 from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfig, StaticCache
+from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 from transformers.utils import logging as transformers_logging
 
 from minigpt.modeling_minigpt.generation_minigpt import lecture_generation_config
@@ -291,6 +292,21 @@ def test_inside_the_block_each_of_them_gives_the_greedy_tokens(build, prompt, va
     prompts = [prompt[0].tolist(), prompt[1, :3].tolist(), [7], prompt[1].tolist()]
     alone = [generate(model, torch.tensor([ids]), **inside)[0, len(ids) :].tolist() for ids in prompts]
     assert batched(model, prompts, BLOCK - 5) == alone
+
+
+@pytest.mark.parametrize("variant", ["learned", "rope"])
+def test_a_draft_that_is_longer_than_asked_for_is_cut_at_the_texts_end(build, prompt, monkeypatch, variant):
+    model = build(**CROPPED[variant]).double()
+    expected = crop_loop(model, prompt[:1], BLOCK - 5)
+
+    def get_candidates(self, input_ids):
+        # Right as far as the text goes, and on and on.
+        start = input_ids.shape[1]
+        return torch.cat((input_ids, expected[:, start : start + 2], torch.full((1, 20), 7)), dim=1), None
+
+    monkeypatch.setattr(PromptLookupCandidateGenerator, "get_candidates", get_candidates)
+    inside = {"max_new_tokens": BLOCK - 5, "prompt_lookup_num_tokens": 3}
+    assert generate(model, prompt[:1], **inside).tolist() == expected.tolist()
 
 
 @torch.no_grad()
