@@ -182,6 +182,18 @@ def import_(argv: Sequence[str]) -> None:
     parser.add_argument("--meta", default=None, metavar="FILE", help="nanoGPT's meta.pkl: the characters of the ids")
     parser.add_argument("--text", default=None, metavar="FILE", help="or the text that gave the characters their ids")
     parser.add_argument("--tokenizer", default=None, metavar="DIR", help="or the tokenizer, a folder or Hub id")
+    parser.add_argument(
+        "--n_head", type=_positive, default=None, metavar="N", help="how many heads, for nanoGPT's weights alone"
+    )
+    parser.add_argument(
+        "--hidden_act", default=None, metavar="NAME", help="the activation, if not the script's own: gelu_new, ..."
+    )
+    parser.add_argument(
+        "--attention_scale",
+        choices=("head_size", "n_embd"),
+        default=None,
+        help="the width by whose root the lecture's script divides attention scores (default: what suits --text)",
+    )
     parser.add_argument("--output", default=None, metavar="DIR", help="where to write it (default: runs/NAME)")
     parser.add_argument("--overwrite", action="store_true", help="replace what the output folder holds")
     arguments = parser.parse_args(argv)
@@ -194,6 +206,9 @@ def import_(argv: Sequence[str]) -> None:
             meta=arguments.meta,
             text=arguments.text,
             tokenizer=arguments.tokenizer,
+            n_head=arguments.n_head,
+            hidden_act=arguments.hidden_act,
+            attention_scale=arguments.attention_scale,
             overwrite=arguments.overwrite,
         )
     print(f"model    {folder}")

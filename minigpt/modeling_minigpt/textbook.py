@@ -229,7 +229,7 @@ class TextbookGPT(nn.Module):
 
 
 def lecture_weights(model: MiniGPTForCausalLM) -> dict[str, torch.Tensor]:
-    """The weights of a lecture-shaped model under the lecture's names."""
+    """The weights of a lecture-shaped model under the lecture's names, its own memory: what is written there is its."""
     theirs = model.state_dict()
     n_head = model.config.num_attention_heads
     whole = {
