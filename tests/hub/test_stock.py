@@ -319,6 +319,17 @@ def test_a_stock_models_variants_give_the_same_logits_as_a_minigpt(name: str, im
     torch.testing.assert_close(model(draw_ids()).logits, stock(draw_ids()).logits, **ROUNDING)
 
 
+@pytest.mark.door("a stock model made a MiniGPT, and made a stock model again: the same weights", "transformers")
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_stock_model_comes_back_weight_for_weight(architecture: str) -> None:
+    stock = sharpen(to_stock(minigpt(**PURE[architecture], num_key_value_heads=4), architecture))
+    again = to_stock(from_stock(stock), architecture)
+    assert type(again) is type(stock)
+    assert again.config.to_dict() == stock.config.to_dict()
+    weights = again.state_dict()
+    assert all(torch.equal(weight, weights[name]) for name, weight in stock.state_dict().items())
+
+
 @pytest.mark.parametrize(
     ("build", "reason"),
     [
