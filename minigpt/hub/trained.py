@@ -62,7 +62,12 @@ def open_trained(source: str | Path, device: str | None = None) -> tuple[PreTrai
         raise OSError(f"the folder {source} holds no model: it has no config.json.")
     try:
         local_only = is_folder or not hub_has(str(source))
-        model = AutoModelForCausalLM.from_pretrained(source, local_files_only=local_only)
+        model = AutoModelForCausalLM.from_pretrained(
+            source,
+            local_files_only=local_only,
+            # Where PEFT is installed, the Hub is also asked for an adapter, by other keywords.
+            adapter_kwargs={"local_files_only": local_only},
+        )
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local_only)
     except (OSError, SafetensorError, json.JSONDecodeError) as error:
         if is_folder:
