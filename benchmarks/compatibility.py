@@ -46,8 +46,8 @@ SECTIONS = {
 _INTRODUCTION = """\
 # What works with what
 
-Each row is a claim, and the tests that made it by running the tool itself: it works if all of them pass. This page is
-written by `python -m benchmarks.compatibility`, which tries every row, and never by hand.
+Each row is a claim that tests check by running the tool itself: it works if all of them pass. This page is written by
+`python -m benchmarks.compatibility`, which tries every row, and never by hand.
 
 Tried with Python {python} on {platform}.
 """
@@ -75,7 +75,8 @@ def render(trials: Sequence[Trial]) -> str:
     for trial in trials:
         claims.setdefault(trial.claim, []).append(trial)
     rows: dict[str, list[str]] = {section: [] for section in SECTIONS}
-    for of_claim in claims.values():
+    # pytest may run the tests of one file apart from each other, to share what is costly to set up.
+    for of_claim in sorted(claims.values(), key=lambda trials: trials[0].file):
         rows[section_of(of_claim[0].file)].append(_row(of_claim))
     where = f"{platform.system()} {platform.machine()}"
     page = _INTRODUCTION.format(python=platform.python_version(), platform=where)
