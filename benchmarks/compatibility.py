@@ -28,7 +28,12 @@ SECTIONS = {
     "Loading": ("tests/hub/test_loading.py",),
     "Generating": ("tests/hub/test_pipeline.py", "tests/*/test_generat*.py", "tests/hub/test_cach*.py"),
     "Chatting and serving": ("tests/hub/test_chat.py", "tests/hub/test_streaming.py", "tests/hub/test_serving.py"),
-    "Exporting": ("tests/hub/test_graphs.py", "tests/hub/test_exporting.py", "tests/hub/test_gguf*.py"),
+    "Exporting": (
+        "tests/hub/test_graphs.py",
+        "tests/hub/test_exporting.py",
+        "tests/hub/test_stock*.py",
+        "tests/hub/test_gguf*.py",
+    ),
     "The Hub": (
         "tests/hub/test_publish.py",
         "tests/hub/test_card.py",
