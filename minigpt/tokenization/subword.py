@@ -161,7 +161,7 @@ def _convert(processor: Any, model_type: str) -> Tokenizer:
     texts = [piece.replace(_SPACE, " ") for piece in pieces]
     if model_type == "unigram":
         scores = [processor.get_score(index) for index in range(len(pieces))]
-        model = models.Unigram(list(zip(texts, scores, strict=True)), unk_id=0, byte_fallback=True)
+        model: Any = models.Unigram(list(zip(texts, scores, strict=True)), unk_id=0, byte_fallback=True)
     else:
         model = models.BPE(
             {text: index for index, text in enumerate(texts)},
