@@ -57,7 +57,7 @@ def _generate(arguments: argparse.Namespace) -> None:
     import torch
     from transformers import set_seed
 
-    from minigpt.hub.streaming import TokenStreamer
+    from minigpt.hub.chatting.streaming import TokenStreamer
     from minigpt.hub.trained import encode_prompt, open_trained
 
     model, tokenizer = open_trained(arguments.model, arguments.device)
@@ -91,7 +91,7 @@ def chat(argv: Sequence[str]) -> None:
     with _calm():
         from transformers import set_seed
 
-        from minigpt.hub.chat import chat as talk
+        from minigpt.hub.chatting.chat import chat as talk
         from minigpt.hub.trained import open_trained
 
         model, tokenizer = open_trained(arguments.model, arguments.device)
@@ -198,7 +198,7 @@ def import_(argv: Sequence[str]) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace what the output folder holds")
     arguments = parser.parse_args(argv)
     with _calm():
-        from minigpt.hub.importing import import_model
+        from minigpt.hub.importing.sources import import_model
 
         folder = import_model(
             arguments.source,

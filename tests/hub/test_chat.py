@@ -15,8 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minigpt import BigramConfig, BigramForCausalLM, MiniGPTConfig, MiniGPTForCausalLM, MiniGPTTokenizer
 from minigpt.cli import main
-from minigpt.hub.chat import HELP, chat
-from minigpt.hub.streaming import TokenStreamer
+from minigpt.hub.chatting.chat import HELP, chat
+from minigpt.hub.chatting.streaming import TokenStreamer
 from minigpt.hub.trained import AskedWrongly
 from minigpt.modeling_minigpt.generation_minigpt import lecture_generation_config
 from minigpt.tokenization.subword import train_bpe

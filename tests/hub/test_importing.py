@@ -22,8 +22,8 @@ from transformers import (
 
 from minigpt import MiniGPTConfig, MiniGPTForCausalLM, MiniGPTTokenizer
 from minigpt.cli import main
-from minigpt.hub import importing
-from minigpt.hub.importing import import_model
+from minigpt.hub.importing import sources
+from minigpt.hub.importing.sources import import_model
 from minigpt.hub.trained import AskedWrongly
 from minigpt.training.corpus import PLAYS
 from tests.hub.double import Hub
@@ -470,7 +470,7 @@ def test_a_folder_that_does_not_come_back_as_written_is_taken_away(
         torch.nn.init.zeros_(model.model.norm.weight)
         return model, AutoTokenizer.from_pretrained(folder)
 
-    monkeypatch.setattr(importing, "open_trained", open_another)
+    monkeypatch.setattr(sources, "open_trained", open_another)
     with pytest.raises(OSError, match=r"model\.norm\.weight was written and does not come back the same"):
         import_model(checkpoint, tmp_path / "runs" / "model", meta=save_meta(tmp_path / "meta.pkl"))
     assert list((tmp_path / "runs").iterdir()) == []

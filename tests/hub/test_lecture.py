@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from minigpt import BigramForCausalLM, MiniGPTConfig, MiniGPTForCausalLM, MiniGPTTokenizer, TextbookGPT
-from minigpt.hub.importing import import_model
+from minigpt.hub.importing.sources import import_model
 from minigpt.hub.trained import AskedWrongly
 from minigpt.modeling_minigpt.textbook import lecture_weights
 from minigpt.training.corpus import PLAYS

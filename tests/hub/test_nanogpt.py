@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from minigpt import MiniGPTForCausalLM, MiniGPTTokenizer
-from minigpt.hub.importing import import_model
+from minigpt.hub.importing.sources import import_model
 from minigpt.hub.trained import AskedWrongly
 from tests.hub.foreign_models import NanoGPT, save_nanogpt, sharpen, write
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from minigpt.hub import pickles
-from minigpt.hub.pickles import META_BYTES, load_checkpoint, load_meta
+from minigpt.hub.importing import pickles
+from minigpt.hub.importing.pickles import META_BYTES, load_checkpoint, load_meta
 from minigpt.hub.trained import AskedWrongly
 from tests.hub.foreign_models import NanoGPT, save_nanogpt
 

@@ -12,7 +12,7 @@ from tokenizers.models import BPE, Unigram
 from transformers import PreTrainedTokenizerBase, TokenizersBackend
 
 from minigpt import MiniGPTConfig, MiniGPTForCausalLM, MiniGPTTokenizer
-from minigpt.hub.streaming import TokenStreamer
+from minigpt.hub.chatting.streaming import TokenStreamer
 from minigpt.tokenization.subword import train_bpe
 
 TEXT = "Grüße, 世界! 👩‍🚀 a\u0301\n\n two  spaces — “quotes”.\n"

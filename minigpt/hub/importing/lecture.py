@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch.nn import functional as F
 
-from minigpt.hub.state_dicts import Weights, common_dtype, count_layers, drop_masks, fill
+from minigpt.hub.importing.state_dicts import Weights, common_dtype, count_layers, drop_masks, fill
 from minigpt.hub.trained import AskedWrongly
 from minigpt.modeling_minigpt.configuration_bigram import BigramConfig
 from minigpt.modeling_minigpt.configuration_minigpt import MiniGPTConfig

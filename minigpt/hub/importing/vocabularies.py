@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 import minigpt
-from minigpt.hub.pickles import load_meta
+from minigpt.hub.importing.pickles import load_meta
 from minigpt.hub.trained import AskedWrongly, hub_has
 from minigpt.modeling_minigpt.generation_minigpt import lecture_generation_config
 from minigpt.tokenization.tokenization_minigpt import END_OF_TEXT, PADDING, MiniGPTTokenizer

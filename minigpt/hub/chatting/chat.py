@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from minigpt.hub.conversation import Continuation, Conversation, Partner
+from minigpt.hub.chatting.conversation import Continuation, Conversation, Partner
 from minigpt.hub.trained import AskedWrongly
 from minigpt.tokenization.tokenization_minigpt import UnknownCharacterError
 

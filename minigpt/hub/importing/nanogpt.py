@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from minigpt.hub.state_dicts import Weights, common_dtype, count_layers, drop_masks, fill
+from minigpt.hub.importing.state_dicts import Weights, common_dtype, count_layers, drop_masks, fill
 from minigpt.hub.trained import AskedWrongly
 from minigpt.modeling_minigpt.configuration_minigpt import MiniGPTConfig
 from minigpt.modeling_minigpt.modeling_minigpt import MiniGPTForCausalLM

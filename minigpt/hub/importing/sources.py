@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 import minigpt
 from minigpt.hub.folders import check_output, staged_folder
-from minigpt.hub.lecture import (
+from minigpt.hub.importing.lecture import (
     SCALES,
     AttentionScale,
     choose_scale,
@@ -23,12 +23,12 @@ from minigpt.hub.lecture import (
     is_lecture,
     scale_matters,
 )
-from minigpt.hub.nanogpt import from_nanogpt, is_nanogpt
-from minigpt.hub.pickles import load_checkpoint
-from minigpt.hub.state_dicts import Weights, find_weights
+from minigpt.hub.importing.nanogpt import from_nanogpt, is_nanogpt
+from minigpt.hub.importing.pickles import load_checkpoint
+from minigpt.hub.importing.state_dicts import Weights, find_weights
+from minigpt.hub.importing.vocabularies import Vocabulary, find_tokenizer, fit_tokens, read_text, refuse_empty
 from minigpt.hub.stock import import_stock
 from minigpt.hub.trained import AskedWrongly, hub_has, open_trained
-from minigpt.hub.vocabularies import Vocabulary, find_tokenizer, fit_tokens, read_text, refuse_empty
 from minigpt.modeling_minigpt.configuration_bigram import BigramConfig
 from minigpt.modeling_minigpt.configuration_minigpt import MiniGPTConfig
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from minigpt.hub.streaming import TokenStreamer
+from minigpt.hub.chatting.streaming import TokenStreamer
 from minigpt.hub.trained import AskedWrongly, encode_prompt
 
 Message = dict[str, str]

@@ -1,0 +1,1 @@
+"""Talking with a model, and text that appears as it is made."""
