@@ -224,7 +224,7 @@ def export(argv: Sequence[str]) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace what the output folder holds")
     arguments = parser.parse_args(argv)
     with _calm():
-        from minigpt.hub.exporting import export_model
+        from minigpt.hub.exporting.formats import export_model
 
         folder = export_model(arguments.model, arguments.to, arguments.output, overwrite=arguments.overwrite)
     print(f"written  {folder}")

@@ -11,9 +11,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from minigpt import BigramConfig, BigramForCausalLM, MiniGPTTokenizer
 from minigpt.cli import main
-from minigpt.hub import extras, graphs
-from minigpt.hub.exporting import export_model
-from minigpt.hub.stock import to_stock
+from minigpt.hub import extras
+from minigpt.hub.exporting import graphs
+from minigpt.hub.exporting.formats import export_model
+from minigpt.hub.stock.conversion import to_stock
 from minigpt.modeling_minigpt.generation_minigpt import lecture_generation_config
 from minigpt.tokenization.subword import train_bpe
 from tests.hub.double import Hub

@@ -8,8 +8,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from minigpt import MiniGPTForCausalLM, MiniGPTTokenizer
 from minigpt.hub import extras
-from minigpt.hub.gguf_file import export_gguf
-from minigpt.hub.stock import to_stock
+from minigpt.hub.exporting.gguf_file import export_gguf
+from minigpt.hub.stock.conversion import to_stock
 from minigpt.hub.trained import AskedWrongly
 from minigpt.modeling_minigpt.generation_minigpt import lecture_generation_config
 from minigpt.tokenization.subword import train_bpe

@@ -6,7 +6,7 @@ from transformers import GPT2Tokenizer, PreTrainedTokenizerBase, TokenizersBacke
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from minigpt import MiniGPTTokenizer
-from minigpt.hub.gguf_vocabulary import CONTROL, NORMAL, UNUSED, USER_DEFINED, Vocabulary, gguf_vocabulary
+from minigpt.hub.exporting.gguf_vocabulary import CONTROL, NORMAL, UNUSED, USER_DEFINED, Vocabulary, gguf_vocabulary
 from minigpt.hub.trained import AskedWrongly
 from minigpt.tokenization.subword import train_bpe
 

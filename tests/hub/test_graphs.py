@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-from minigpt.hub.graphs import export_onnx, export_torch
+from minigpt.hub.exporting.graphs import export_onnx, export_torch
 from minigpt.hub.trained import AskedWrongly
 from minigpt.modeling_minigpt.configuration_bigram import BigramConfig
 from minigpt.modeling_minigpt.configuration_minigpt import MiniGPTConfig
@@ -400,7 +400,7 @@ def test_half_precision_becomes_float32_in_an_onnx_file(tmp_path: Path) -> None:
 def test_weights_that_protobuf_cannot_hold_lie_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import onnxruntime
 
-    from minigpt.hub import onnx_file
+    from minigpt.hub.exporting import onnx_file
 
     monkeypatch.setattr(onnx_file, "LARGEST_SINGLE_FILE", 100)
     model = draw_model(BigramForCausalLM(BigramConfig(vocab_size=len(TOKENIZER))))

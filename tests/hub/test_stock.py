@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from minigpt import BigramConfig, BigramForCausalLM, MiniGPTForCausalLM, MiniGPTTokenizer
-from minigpt.hub.stock import ARCHITECTURES, from_stock, import_stock, save_stock, to_stock
+from minigpt.hub.stock.conversion import ARCHITECTURES, from_stock, import_stock, save_stock, to_stock
 from minigpt.hub.trained import AskedWrongly
 from minigpt.modeling_minigpt.generation_minigpt import lecture_generation_config
 from minigpt.training.presets import PRESETS

@@ -17,7 +17,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from minigpt.hub.stock import from_stock
+from minigpt.hub.stock.conversion import from_stock
 from minigpt.modeling_minigpt.modeling_minigpt import MiniGPTForCausalLM
 
 BLOCK = 24

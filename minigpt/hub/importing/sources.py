@@ -27,7 +27,7 @@ from minigpt.hub.importing.nanogpt import from_nanogpt, is_nanogpt
 from minigpt.hub.importing.pickles import load_checkpoint
 from minigpt.hub.importing.state_dicts import Weights, find_weights
 from minigpt.hub.importing.vocabularies import Vocabulary, find_tokenizer, fit_tokens, read_text, refuse_empty
-from minigpt.hub.stock import import_stock
+from minigpt.hub.stock.conversion import import_stock
 from minigpt.hub.trained import AskedWrongly, hub_has, open_trained
 from minigpt.modeling_minigpt.configuration_bigram import BigramConfig
 from minigpt.modeling_minigpt.configuration_minigpt import MiniGPTConfig

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from minigpt.hub.stock_architecture import (
+from minigpt.hub.stock.architecture import (
     NO_GATE,
     NO_HEAD_BIAS,
     NO_SOFT_CAP,

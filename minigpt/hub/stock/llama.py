@@ -15,7 +15,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from minigpt.hub.stock_architecture import (
+from minigpt.hub.stock.architecture import (
     NO_GATE,
     NO_HEAD_BIAS,
     NO_SOFT_CAP,

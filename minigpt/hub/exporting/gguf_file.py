@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from minigpt.hub.exporting.gguf_vocabulary import Vocabulary, gguf_vocabulary
 from minigpt.hub.extras import require_extra
-from minigpt.hub.gguf_vocabulary import Vocabulary, gguf_vocabulary
-from minigpt.hub.stock import ARCHITECTURES, refuse_what_is_no_minigpt, save_stock, to_stock
-from minigpt.hub.stock_architecture import NO_WINDOW, Need, exactly, name_switches
+from minigpt.hub.stock.architecture import NO_WINDOW, Need, exactly, name_switches
+from minigpt.hub.stock.conversion import ARCHITECTURES, refuse_what_is_no_minigpt, save_stock, to_stock
 from minigpt.hub.trained import AskedWrongly
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from transformers import (
     TokenizersBackend,
 )
 
-from minigpt.hub.stock_architecture import NO_HEAD_BIAS, Architecture, Need, Weights, name_switches
-from minigpt.hub.stock_gpt2 import GPT2
-from minigpt.hub.stock_llama import LLAMA, NANOCHAT, QWEN3
+from minigpt.hub.stock.architecture import NO_HEAD_BIAS, Architecture, Need, Weights, name_switches
+from minigpt.hub.stock.gpt2 import GPT2
+from minigpt.hub.stock.llama import LLAMA, NANOCHAT, QWEN3
 from minigpt.hub.trained import AskedWrongly, check_vocabulary, hub_has
 from minigpt.modeling_minigpt.modeling_minigpt import MiniGPTForCausalLM
 

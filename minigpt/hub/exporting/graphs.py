@@ -17,8 +17,8 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 from transformers.exporters import DynamoConfig, DynamoExporter, OnnxConfig, OnnxExporter
 
+from minigpt.hub.exporting.graph_card import graph_card
 from minigpt.hub.extras import require_extra
-from minigpt.hub.graph_card import graph_card
 from minigpt.hub.trained import AskedWrongly
 
 # Where tools that read ONNX files from the Hub look for them.
@@ -159,7 +159,7 @@ def export_onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
         AskedWrongly: The model is neither, or the packages of the extra `onnx` are missing.
     """
     require_extra("onnx", "an ONNX file", "onnx", "onnxruntime", "onnxscript")
-    from minigpt.hub.onnx_file import save_onnx
+    from minigpt.hub.exporting.onnx_file import save_onnx
 
     # Half precision is for accelerators: onnxruntime computes no bfloat16 on a CPU.
     step = _step_of(model, torch.float32)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from minigpt.hub.extras import require_extra
 from minigpt.hub.folders import check_output, staged_folder
-from minigpt.hub.stock import ARCHITECTURES, refuse_what_is_no_minigpt, save_stock, to_stock
+from minigpt.hub.stock.conversion import ARCHITECTURES, refuse_what_is_no_minigpt, save_stock, to_stock
 from minigpt.hub.trained import AskedWrongly, open_trained
 
 # What has no stock architecture's limits: a bigram becomes a graph as well.
@@ -46,11 +46,11 @@ def export_model(source: str | Path, to: str, output: str | Path | None = None, 
         if to in ARCHITECTURES:
             save_stock(to_stock(model, to), tokenizer, folder)
         elif to == "gguf":
-            from minigpt.hub.gguf_file import export_gguf
+            from minigpt.hub.exporting.gguf_file import export_gguf
 
             export_gguf(model, tokenizer, folder)
         else:
-            from minigpt.hub import graphs
+            from minigpt.hub.exporting import graphs
 
             {"torch": graphs.export_torch, "onnx": graphs.export_onnx}[to](model, tokenizer, folder)
     return target

@@ -1,0 +1,1 @@
+"""Stock architectures of transformers and ours, each made of the other."""
