@@ -179,7 +179,8 @@ class PublishingTrainer(StagedTrainer):
         if not self._pushing:
             return
         self._warn_of_failures()
-        if self._waiting is not None:
+        # A Hub that has just failed is not waited for once more: the client takes minutes to give a full disk up.
+        if self._waiting is not None and not self._has_warned:
             self._push_from_checkpoint(str(self._waiting))
             super()._finish_current_push()
             self._warn_of_failures()
