@@ -9,6 +9,8 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
+from minigpt.hub.trained import AskedWrongly
+
 _SECONDS = 10
 _WEIGHTS = (".safetensors", ".bin", ".gguf", ".onnx", ".pt", ".pth", ".h5", ".msgpack", ".ckpt", ".keras", ".tflite")
 
@@ -42,6 +44,9 @@ def look_at(api: HfApi, repository: str, revision: str | None = None) -> Standin
 
     Returns:
         None if there is no such repository, or none that may be seen.
+
+    Raises:
+        AskedWrongly: Its card is not UTF-8.
     """
     try:
         try:
@@ -65,8 +70,15 @@ def look_at(api: HfApi, repository: str, revision: str | None = None) -> Standin
         commit=info.sha,
         hashes=hashes,
         model_type=_model_type(config, hashes),
-        card=None if card is None else card.decode("utf-8", errors="replace"),
+        card=None if card is None else _text(card, repository),
     )
+
+
+def _text(card: bytes, repository: str) -> str:
+    try:
+        return card.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise AskedWrongly(f"the card of {repository} is not UTF-8 ({error}); save it as UTF-8 there.") from error
 
 
 def _model_type(config: bytes | None, hashes: Mapping[str, str]) -> str | None:

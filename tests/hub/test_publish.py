@@ -186,6 +186,14 @@ def test_words_that_a_person_wrote_into_the_card_stay(hub: "Hub", run: Path, pus
     assert card.data.license == "mit"
 
 
+def test_a_card_that_cannot_be_read_is_not_written_over(
+    hub: "Hub", run: Path, pushed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.put(pushed, {"README.md": "# Mein Modell für Theater\n".encode("latin-1")})
+    assert "not UTF-8" in refused(capsys, str(run), pushed)
+    assert hub.files(pushed)["README.md"].startswith(b"# Mein Modell")
+
+
 def test_a_checkpoint_is_pushed_without_what_only_training_needs(hub: "Hub", run: Path) -> None:
     assert main(["push", str(run / "checkpoint-2"), "tiny"]) == 0
     assert hub.files("tester/tiny").keys() - {".gitattributes"} == {*MODEL, *TOKENIZER, "README.md"}
