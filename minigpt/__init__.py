@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what `__getattr__` imports when it is asked for
+    from minigpt.hub.exporting.formats import export_model as export_model
+    from minigpt.hub.importing.sources import import_model as import_model
+    from minigpt.hub.publishing.publish import push_folder as push_folder
     from minigpt.modeling_minigpt.configuration_bigram import BigramConfig as BigramConfig
     from minigpt.modeling_minigpt.configuration_minigpt import MiniGPTConfig as MiniGPTConfig
     from minigpt.modeling_minigpt.modeling_bigram import BigramForCausalLM as BigramForCausalLM
@@ -43,8 +46,11 @@ _PUBLIC = {
     "MiniGPTTrainingArguments": "training.arguments",
     "TextbookGPT": "modeling_minigpt.textbook",
     "TokenStream": "training.stream",
+    "export_model": "hub.exporting.formats",
     "get_batch": "training.batches",
+    "import_model": "hub.importing.sources",
     "load_text": "training.corpus",
+    "push_folder": "hub.publishing.publish",
     "tokenize_corpus": "training.tokens",
     "train": "training.run",
 }

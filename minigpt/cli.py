@@ -154,7 +154,7 @@ def push(argv: Sequence[str]) -> None:
     parser.add_argument("--commit-message", "--commit_message", default=None, metavar="TEXT", help="what the change is")
     arguments = parser.parse_args(argv)
     with _calm():
-        from minigpt.hub.publish import push_folder
+        from minigpt.hub.publishing.publish import push_folder
 
         done = push_folder(
             arguments.model,

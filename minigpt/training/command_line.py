@@ -35,6 +35,8 @@ _SHOWN: dict[str, str] = {
     "learning_rate": "the peak learning rate",
     "seed": "for the weights, the crops and the dropout (default: 42)",
     "load_best_model_at_end": "end with the best checkpoint by validation loss, not with the last",
+    "push_to_hub": "put every save and the finished run on the Hub",
+    "hub_model_id": "the repository there: NAME, or OWNER/NAME (default: the folder's name)",
 }
 _EPILOG = """\
 example:

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from minigpt.hub.card import CARD, is_generated
+from minigpt.hub.publishing.card import CARD, is_generated
 from minigpt.modeling_minigpt import configuration_minigpt
 from minigpt.training.checkpoints import TEXT_HASH, UNFINISHED, all_checkpoints
 

@@ -9,10 +9,10 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils.hub import PushInProgress
 
-from minigpt.hub.card import CARD, model_card
-from minigpt.hub.ongoing import open_repository, push_checkpoint
-from minigpt.hub.publish import Push, push_folder
-from minigpt.hub.refusals import PushFailed
+from minigpt.hub.publishing.card import CARD, model_card
+from minigpt.hub.publishing.ongoing import open_repository, push_checkpoint
+from minigpt.hub.publishing.publish import Push, push_folder
+from minigpt.hub.publishing.refusals import PushFailed
 from minigpt.hub.trained import AskedWrongly
 from minigpt.training.progress import no_progress_bars
 from minigpt.training.staging import StagedTrainer

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, set_seed
 
-from minigpt.hub.ongoing import open_repository
+from minigpt.hub.publishing.ongoing import open_repository
 from minigpt.hub.trained import AskedWrongly, check_vocabulary, find_device
 from minigpt.modeling_minigpt.generation_minigpt import lecture_generation_config
 from minigpt.tokenization.tokenization_minigpt import MiniGPTTokenizer

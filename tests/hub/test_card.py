@@ -23,8 +23,8 @@ from minigpt import (
     MiniGPTTokenizer,
     train,
 )
-from minigpt.hub.card import is_generated, model_card
-from minigpt.hub.known_texts import KNOWN_TEXTS
+from minigpt.hub.publishing.card import is_generated, model_card
+from minigpt.hub.publishing.known_texts import KNOWN_TEXTS
 from minigpt.hub.trained import AskedWrongly
 from minigpt.training.corpus import PLAYS
 from minigpt.training.tiny_shakespeare import SHA256

@@ -27,7 +27,7 @@ from minigpt import (
     MiniGPTTokenizer,
 )
 from minigpt.cli import main
-from minigpt.hub.card import model_card
+from minigpt.hub.publishing.card import model_card
 from minigpt.training.corpus import PLAYS
 from tests.hub.double import UPLOAD
 
@@ -530,7 +530,7 @@ def test_what_somebody_else_commits_at_the_same_moment_is_not_lost(
 
     (run / "sample.txt").write_text("Another sample.\n", encoding="utf-8")
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr("minigpt.hub.publish.model_card", slowly)
+        monkeypatch.setattr("minigpt.hub.publishing.publish.model_card", slowly)
         assert "somebody else has changed" in refused(capsys, str(run), pushed, status=1)
     assert hub.files(pushed)["README.md"] == b"# By hand\n"
     assert main(["push", str(run), pushed]) == 0

@@ -15,8 +15,8 @@ from safetensors.torch import load
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from minigpt.cli import main
-from minigpt.hub.card import is_generated
-from minigpt.hub.refusals import PushFailed
+from minigpt.hub.publishing.card import is_generated
+from minigpt.hub.publishing.refusals import PushFailed
 from minigpt.hub.trained import AskedWrongly
 from minigpt.training import publishing
 from minigpt.training.batches import RandomCrops, collate
@@ -290,6 +290,7 @@ def test_what_the_hub_would_refuse_is_refused_before_work(
     before = {name: len(hub.commits(name[1])) for name in hub.repositories}
     for name, value in environment.items():
         monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name)
+    monkeypatch.setattr("minigpt.training.run.load_text", lambda data: pytest.fail("the text has been read"))
     assert main([*command, *options]) == status
     out, err = capsys.readouterr()
     assert reason in err

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from minigpt.cli import main
-from minigpt.hub.card import model_card
+from minigpt.hub.publishing.card import model_card
 from minigpt.training.batches import RandomCrops, Windows, collate, get_batch
 from minigpt.training.corpus import load_text
 from minigpt.training.stream import TokenStream

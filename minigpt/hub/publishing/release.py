@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 
 import minigpt
-from minigpt.hub.saved_folder import SavedFolder, read_saved_folder
+from minigpt.hub.publishing.saved_folder import SavedFolder, read_saved_folder
 from minigpt.hub.trained import AskedWrongly, check_vocabulary
 from minigpt.modeling_minigpt import configuration_minigpt
 

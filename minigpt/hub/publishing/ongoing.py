@@ -4,10 +4,10 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, get_token
 
-from minigpt.hub.publish import Push, check_names, check_standing, push_release, quiet_client, whoami
-from minigpt.hub.refusals import no_token, plain_refusals
-from minigpt.hub.release import release_of_checkpoint
-from minigpt.hub.standing import look_at
+from minigpt.hub.publishing.publish import Push, check_names, check_standing, push_release, quiet_client, whoami
+from minigpt.hub.publishing.refusals import no_token, plain_refusals
+from minigpt.hub.publishing.release import release_of_checkpoint
+from minigpt.hub.publishing.standing import look_at
 from minigpt.hub.trained import AskedWrongly
 
 # Of a whole checkpoint, what nobody needs to go on from it: a pickle of the arguments of this machine.

@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from minigpt.hub.known_texts import KNOWN_TEXTS, KnownText
+from minigpt.hub.publishing.known_texts import KNOWN_TEXTS, KnownText
 from minigpt.hub.trained import AskedWrongly
 
 # What a head is for: the Hub's task, and the class that opens it.

@@ -10,8 +10,8 @@ from typing import Any
 from huggingface_hub import CardData, EvalResult, ModelCard, ModelCardData
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
-from minigpt.hub.card_text import card_text, split_definition
-from minigpt.hub.saved_folder import SavedFolder, read_saved_folder
+from minigpt.hub.publishing.card_text import card_text, split_definition
+from minigpt.hub.publishing.saved_folder import SavedFolder, read_saved_folder
 from minigpt.hub.trained import AskedWrongly
 
 CARD = "README.md"

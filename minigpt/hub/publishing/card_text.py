@@ -3,8 +3,8 @@
 import json
 from typing import Any
 
-from minigpt.hub.markdown import block, code, plain, table
-from minigpt.hub.saved_folder import SavedFolder
+from minigpt.hub.publishing.markdown import block, code, plain, table
+from minigpt.hub.publishing.saved_folder import SavedFolder
 
 # Of a config, what says nothing about the model.
 _NOT_SHOWN = {"architectures", "auto_map", "model_type", "transformers_version"}

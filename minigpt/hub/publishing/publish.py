@@ -31,10 +31,10 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
     enable_progress_bars,
 )
 
-from minigpt.hub.card import model_card
-from minigpt.hub.refusals import SAME_COMMAND, PushFailed, no_token, plain_refusals
-from minigpt.hub.release import CARD, Release, default_message, is_stale, prepare_release
-from minigpt.hub.standing import Standing, look_at
+from minigpt.hub.publishing.card import model_card
+from minigpt.hub.publishing.refusals import SAME_COMMAND, PushFailed, no_token, plain_refusals
+from minigpt.hub.publishing.release import CARD, Release, default_message, is_stale, prepare_release
+from minigpt.hub.publishing.standing import Standing, look_at
 from minigpt.hub.trained import AskedWrongly
 
 _SECONDS = 10

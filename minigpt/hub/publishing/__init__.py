@@ -1,0 +1,1 @@
+"""A folder to the Hub, with its card."""
