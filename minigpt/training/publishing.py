@@ -12,7 +12,7 @@ from transformers.utils.hub import PushInProgress
 from minigpt.hub.publishing.card import CARD, model_card
 from minigpt.hub.publishing.ongoing import open_repository, push_checkpoint
 from minigpt.hub.publishing.publish import Push, push_folder
-from minigpt.hub.publishing.refusals import PushFailed
+from minigpt.hub.publishing.refusals import PushFailed, find_token
 from minigpt.hub.trained import AskedWrongly
 from minigpt.training.progress import no_progress_bars
 from minigpt.training.staging import StagedTrainer
@@ -46,6 +46,7 @@ class PublishingTrainer(StagedTrainer):
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Makes the repository, if there is none, and makes sure that this model can be pushed there."""
+        token = find_token(token or self.args.hub_token)
         if not self._is_published_whole:
             return super().init_hf_repo(token, private)
         if not self.is_world_process_zero():
@@ -55,7 +56,7 @@ class PublishingTrainer(StagedTrainer):
         self.hub_model_id = open_repository(
             self.args.hub_model_id or Path(self.args.output_dir).absolute().name,
             self.model.config.model_type,
-            token=token or self.args.hub_token,
+            token=token,
             private=bool(self.args.hub_private_repo if private is None else private),
             revision=self.args.hub_revision,
         )

@@ -7,9 +7,11 @@ import re
 import shutil
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -28,6 +30,9 @@ from minigpt import (
 )
 from minigpt.cli import main
 from minigpt.hub.publishing.card import model_card
+from minigpt.hub.publishing.ongoing import open_repository, push_checkpoint
+from minigpt.hub.publishing.publish import push_folder
+from minigpt.hub.trained import AskedWrongly
 from minigpt.training.corpus import PLAYS
 from tests.hub.double import UPLOAD
 
@@ -346,6 +351,46 @@ def test_without_a_token_it_says_how_to_log_in(
     monkeypatch.delenv("HF_TOKEN")
     assert "`hf auth login`" in refused(capsys, str(run), "tiny")
     assert hub.requests == []
+
+
+@pytest.mark.parametrize("token", ["hf_secret y", "hf_secret\u200b", "hf_\nsecret", "hf_secret\x7f"], ids=ascii)
+def test_a_token_that_cannot_be_sent_is_refused_and_not_shown(
+    hub: "Hub", run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, token: str
+) -> None:
+    if "\n" not in token:  # in the environment the client takes it away
+        with monkeypatch.context() as environment:
+            environment.setenv("HF_TOKEN", token)
+            said = refused(capsys, str(run), "tiny")
+        assert "holds a character that no token has" in said
+        assert "secret" not in said
+    for push in (
+        lambda: push_folder(run, "tiny", token=token),
+        lambda: open_repository("tiny", "minigpt", token=token),
+        lambda: push_checkpoint(run / "checkpoint-4", "tester/tiny", token=token, commit_message="A save"),
+    ):
+        with pytest.raises(AskedWrongly, match="holds a character that no token has") as caught:
+            push()
+        assert "secret" not in "".join(traceback.format_exception(caught.value))
+    assert hub.requests == []
+
+
+def test_the_space_around_a_token_does_no_harm(hub: "Hub", run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_TOKEN")
+    assert open_repository("tiny", "minigpt", token="hf_tester\n") == "tester/tiny"
+    assert push_folder(run, "tiny", token=" hf_tester\n").written
+    monkeypatch.setenv("HF_TOKEN", "hf_tester\n")
+    assert not push_folder(run, "tiny").written
+
+
+@pytest.mark.parametrize("message", ["Illegal header value b'Bearer hf_secret'", "hf_secret is no token of ours"])
+def test_a_token_in_what_the_hub_or_a_library_says_is_not_repeated(
+    hub: "Hub", run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, message: str
+) -> None:
+    with monkeypatch.context() as library:
+        library.setattr("minigpt.hub.publishing.publish.look_at", Mock(side_effect=ValueError(message)))
+        assert "secret" not in refused(capsys, str(run), "tester/tiny", status=1)
+    hub.fail("GET /api/models/", 400, message)
+    assert "secret" not in refused(capsys, str(run), "tester/tiny", status=1)
 
 
 TAKEN = {

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import threading
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -320,6 +321,18 @@ def test_a_trainer_finds_a_wrong_token_before_it_trains(
         build_trainer(pushing())
 
 
+@pytest.mark.parametrize("token", ["hf_secret y", "hf_secret\u200b"], ids=ascii)
+def test_a_trainers_token_that_cannot_be_sent_is_refused_and_not_shown(
+    hub: "Hub", pushing: Any, build_trainer: Any, command: list[str], capsys: pytest.CaptureFixture[str], token: str
+) -> None:
+    with pytest.raises(AskedWrongly, match="holds a character that no token has") as caught:
+        build_trainer(pushing(hub_token=token))
+    assert "secret" not in "".join(traceback.format_exception(caught.value))
+    assert main([*command, "--hub_token", token]) == 2
+    assert "secret" not in "".join(capsys.readouterr())
+    assert hub.requests == []
+
+
 def test_a_model_without_its_tokenizer_is_not_pushed(hub: "Hub", pushing: Any, build_trainer: Any) -> None:
     with pytest.raises(AskedWrongly, match="give it as processing_class"):
         build_trainer(pushing(), processing_class=None)
@@ -431,7 +444,9 @@ def stock_trainer(output_dir: Path, build_model: Any, tokens: Any, tokenizer: An
     return Trainer(build_model(), args, train_dataset=crops, data_collator=collate, processing_class=tokenizer)
 
 
-@pytest.mark.door("a stock `Trainer(push_to_hub=True)`: code and weights at every save", "transformers")
+@pytest.mark.door(
+    "A stock `Trainer(push_to_hub=True)`, the model saved in its folder before: code at every save", "transformers"
+)
 def test_with_the_stock_trainer_the_code_is_there_at_every_save_once_it_lies_in_the_folder(
     hub: "Hub", build_model: Any, tokens: Any, tokenizer: Any, tmp_path: Path
 ) -> None:
@@ -460,7 +475,7 @@ def test_with_the_stock_trainer_alone_the_code_arrives_at_the_end(
 
 @pytest.mark.slow
 @pytest.mark.door(
-    "a model pushed in the middle of its training loads in a fresh process without the package", "transformers"
+    "A model pushed in the middle of its training loads in a fresh process without the package", "transformers"
 )
 def test_a_save_loads_in_a_fresh_process_while_the_training_goes_on(
     hub: "Hub", pushing: Any, build_trainer: Any, tmp_path: Path

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from huggingface_hub import HfApi, get_token
+from huggingface_hub import HfApi
 
 from minigpt.hub.publishing.publish import Push, check_names, check_standing, push_release, quiet_client, whoami
-from minigpt.hub.publishing.refusals import no_token, plain_refusals
+from minigpt.hub.publishing.refusals import find_token, plain_refusals
 from minigpt.hub.publishing.release import release_of_checkpoint
 from minigpt.hub.publishing.standing import look_at
 from minigpt.hub.trained import AskedWrongly
@@ -42,9 +42,7 @@ def open_repository(
         PushFailed: The token is wrong or may not write there, or the Hub cannot be reached.
     """
     check_names(repository, revision)
-    token = token or get_token()
-    if token is None:
-        raise no_token()
+    token = find_token(token)
     api, again = HfApi(token=token), "start the training again"
     with quiet_client():
         with plain_refusals(repository, again):
@@ -89,6 +87,7 @@ def push_checkpoint(
             resumed from it; by default only the model is published.
 
     Raises:
+        AskedWrongly: There is no token.
         PushFailed: The Hub has refused it, failed or was not reached.
     """
     with quiet_client(), plain_refusals(repository, "wait for the next save"):
@@ -96,7 +95,7 @@ def push_checkpoint(
         files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path.name != _LEFT_HERE]
         beside = {f"{whole_as}/{path.relative_to(checkpoint).as_posix()}": path for path in files} if whole_as else {}
         return push_release(
-            HfApi(token=token or get_token()),
+            HfApi(token=find_token(token)),
             release,
             repository,
             private=False,

@@ -19,7 +19,6 @@ from huggingface_hub import (
     HfApi,
     constants,
     get_session,
-    get_token,
     hf_hub_url,
     hf_raise_for_status,
 )
@@ -32,7 +31,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
 )
 
 from minigpt.hub.publishing.card import model_card
-from minigpt.hub.publishing.refusals import SAME_COMMAND, PushFailed, no_token, plain_refusals
+from minigpt.hub.publishing.refusals import SAME_COMMAND, PushFailed, find_token, plain_refusals
 from minigpt.hub.publishing.release import CARD, Release, default_message, is_stale, prepare_release
 from minigpt.hub.publishing.standing import Standing, look_at
 from minigpt.hub.trained import AskedWrongly
@@ -90,9 +89,7 @@ def push_folder(
         PushFailed: The Hub has refused it, failed or was not reached. The same command can be given again.
     """
     check_names(repository, revision, create_pr, commit_message)
-    token = token or get_token()
-    if token is None:
-        raise no_token()
+    token = find_token(token)
     with tempfile.TemporaryDirectory() as staging, quiet_client():
         release = prepare_release(Path(folder), Path(staging))
         if "/" not in repository:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from huggingface_hub import constants
+from huggingface_hub import constants, get_token
 from huggingface_hub.errors import (
     HfHubHTTPError,
     LocalTokenNotFoundError,
@@ -45,8 +45,23 @@ def plain_refusals(repository: str, again: str = SAME_COMMAND) -> Iterator[None]
         raise type(refusal)(str(refusal).replace(SAME_COMMAND, again)) from error
 
 
-def no_token() -> AskedWrongly:
-    """The refusal of who has not logged in."""
+def find_token(token: str | None) -> str:
+    """The token of who pushes: this one, or that of who has logged in.
+
+    Raises:
+        AskedWrongly: There is none, or none that can be sent; the HTTP library would show such a one in its error.
+    """
+    token = (token or "").strip() or get_token()
+    if token is None:
+        raise _no_token()
+    if not re.fullmatch(r"[\x21-\x7e]+", token):
+        raise AskedWrongly(
+            "the token holds a character that no token has; copy it again, or log in with `hf auth login`."
+        )
+    return token
+
+
+def _no_token() -> AskedWrongly:
     return AskedWrongly(f"the Hub has to know who pushes: {_LOG_IN}.")
 
 
@@ -57,7 +72,7 @@ def _in_plain_words(error: Exception, repository: str) -> Exception:
         if isinstance(cause, OfflineModeIsEnabled):
             return AskedWrongly("the Hub is switched off here by HF_HUB_OFFLINE; unset it to push.")
         if isinstance(cause, LocalTokenNotFoundError):
-            return no_token()
+            return _no_token()
         # Which HTTP library it is, huggingface_hub decides; Xet's client has errors of Python alone.
         if isinstance(cause, ConnectionError) or type(cause).__module__.partition(".")[0] in ("httpx", "httpx2"):
             return PushFailed(_way_in_plain_words(cause, repository))
@@ -66,7 +81,7 @@ def _in_plain_words(error: Exception, repository: str) -> Exception:
 
 def _answer_in_plain_words(error: HfHubHTTPError, repository: str) -> str:
     status = error.response.status_code
-    said = " ".join((error.server_message or f"status {status}").split()).rstrip(".")
+    said = _without_secrets(" ".join((error.server_message or f"status {status}").split())).rstrip(".")
     if isinstance(error, RevisionNotFoundError):
         return f"{repository} has no such revision ({said}); a push makes branches, and no pull requests but new ones."
     if isinstance(error, RepositoryNotFoundError) and "RepoNotFound" in error.response.headers.get("X-Error-Code", ""):
@@ -115,4 +130,8 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 def _reason(error: BaseException) -> str:
     # An address among it may be signed: whoever reads it may write there.
     said = re.sub(r"\s*(,? (domain:|for url) )?\(?https?://\S+", "", " ".join(str(error).split()))
-    return said.rstrip(".") or type(error).__name__
+    return _without_secrets(said).rstrip(".") or type(error).__name__
+
+
+def _without_secrets(said: str) -> str:
+    return re.sub(r"\bBearer \S+|\bhf_\w+", "[token]", said)
