@@ -150,8 +150,8 @@ def push(argv: Sequence[str]) -> None:
     parser.add_argument("repository", metavar="REPO", help="the repository: NAME, or OWNER/NAME")
     parser.add_argument("--private", action="store_true", help="a new repository is for its owner alone")
     parser.add_argument("--revision", default=None, metavar="BRANCH", help="the branch to push to (default: main)")
-    parser.add_argument("--create-pr", "--create_pr", action="store_true", help="open a pull request with the change")
-    parser.add_argument("--commit-message", "--commit_message", default=None, metavar="TEXT", help="what the change is")
+    parser.add_argument("--create_pr", action="store_true", help="open a pull request with the change")
+    parser.add_argument("--commit_message", default=None, metavar="TEXT", help="what the change is")
     arguments = parser.parse_args(argv)
     with _calm():
         from minigpt.hub.publishing.publish import push_folder
@@ -318,12 +318,22 @@ def _report(error: Exception) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
+    """Takes hyphens in an option's name for underscores, and says what is wrong in one line."""
+
+    def parse_args(self, argv: Sequence[str]) -> argparse.Namespace:  # type: ignore[override]
+        return super().parse_args([_underscored(argument) for argument in argv])
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")
 
 
 def _parser(command: str, description: str, example: str) -> _Parser:
     return _Parser(prog=f"minigpt {command}", description=description, epilog=f"example: {example}", allow_abbrev=False)
+
+
+def _underscored(argument: str) -> str:
+    name, equals, value = argument.partition("=")
+    return f"--{name[2:].replace('-', '_')}{equals}{value}" if name.startswith("--") else argument
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:

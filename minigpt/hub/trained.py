@@ -55,6 +55,8 @@ def open_trained(source: str | Path, device: str | None = None) -> tuple[PreTrai
         OSError: If there is no model under that name, or it cannot be read.
         ValueError: If the device is not there, or the tokenizer does not fit the model.
     """
+    if not str(source):
+        raise AskedWrongly("the model's name is empty; name a folder or a Hub id.")
     target = find_device(device)
     minigpt.register()
     is_folder = Path(source).is_dir()

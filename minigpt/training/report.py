@@ -4,7 +4,7 @@ import json
 import math
 import os
 import platform
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,29 @@ _TRAINING = (
     "warmup_steps",
     "adam_beta1",
     "adam_beta2",
+    "adam_epsilon",
     "weight_decay",
     "max_grad_norm",
+    "label_smoothing_factor",
     "seed",
     "data_seed",
     "bf16",
     "fp16",
+)
+# Where a run lies, who is told of it, and what it runs on: of no concern to what is learned.
+_ABOUT_THE_RUN = (
+    *("output_dir", "run_name", "report_to", "project", "resume_from_checkpoint", "disable_tqdm", "local_rank"),
+    *(
+        "use_cpu",
+        "push_to_hub",
+        "hub_",
+        "trackio_",
+        "log_",
+        "logging_",
+        "save_",
+        "dataloader_",
+        "remove_unused_columns",
+    ),
 )
 _LIBRARIES = ("minigpt-hf", "torch", "transformers", "datasets", "tokenizers", "accelerate", "numpy")
 
@@ -74,6 +91,7 @@ def describe_run(
     seconds: float,
     validation: Evaluation,
     model_step: int,
+    chosen_on_validation: bool,
     best: dict[str, Any] | None,
     curves: list[dict[str, float]],
 ) -> dict[str, Any]:
@@ -89,6 +107,7 @@ def describe_run(
         seconds: How long training took, estimates and checkpoints included, over all parts of a resumed run.
         validation: Of the saved model, over the whole validation split.
         model_step: After which step the saved model was.
+        chosen_on_validation: Whether it was taken for having the lowest estimate, the last step's model included.
         best: The checkpoint with the lowest estimate, where it is not the saved model.
         curves: `step`, `train` and `validation` of each estimate.
     """
@@ -101,7 +120,7 @@ def describe_run(
             "class": type(model).__name__,
             "parameters": model.num_parameters(),
             "step": model_step,
-            "chosen_on_validation": model_step != steps,
+            "chosen_on_validation": chosen_on_validation,
             "config": json.loads(model.config.to_json_string(use_diff=True)),
         },
         "data": {
@@ -112,6 +131,7 @@ def describe_run(
             "split_tokens": split,
         },
         "training": {name: arguments[name] for name in _TRAINING}
+        | _unusual(arguments)
         | {
             "steps": steps,
             "processes": args.world_size,
@@ -122,6 +142,16 @@ def describe_run(
         "losses": {"validation": in_units(validation), "best": best, "curves": curves},
         "versions": {"python": platform.python_version()} | {library: version(library) for library in _LIBRARIES},
         "hardware": {"device": args.device.type, "name": hardware(args.device), "platform": platform.platform()},
+    }
+
+
+def _unusual(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The other arguments that are not their defaults, whatever they are: what is left out here was not changed."""
+    defaults = {field.name: field.default for field in fields(MiniGPTTrainingArguments) if field.default is not MISSING}
+    return {
+        name: value
+        for name, value in arguments.items()
+        if name in defaults and value != defaults[name] and not name.startswith((*_TRAINING, *_ABOUT_THE_RUN))
     }
 
 

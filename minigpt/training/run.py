@@ -208,7 +208,8 @@ def _finish(preset: Preset, corpus: Corpus, trainer: MiniGPTTrainer) -> Run:
     validation = _score(network, trainer)
     trainer.refuse_divergence(validation.loss)
     best_checkpoint = state.best_model_checkpoint and Path(state.best_model_checkpoint)
-    model_step = state.best_global_step if args.load_best_model_at_end and best_checkpoint else state.global_step
+    is_chosen = bool(args.load_best_model_at_end and best_checkpoint)
+    model_step = state.best_global_step if is_chosen else state.global_step
     best = None
     if best_checkpoint and best_checkpoint.is_dir() and state.best_global_step != model_step:
         with no_progress_bars():
@@ -234,6 +235,7 @@ def _finish(preset: Preset, corpus: Corpus, trainer: MiniGPTTrainer) -> Run:
         seconds=next(entry["train_runtime"] for entry in reversed(state.log_history) if "train_runtime" in entry),
         validation=validation,
         model_step=model_step,
+        chosen_on_validation=is_chosen,
         best=best,
         curves=curves,
     )

@@ -306,3 +306,14 @@ def test_a_command_leaves_the_librarys_settings_as_they_were(trained: Path) -> N
     before = logging.get_verbosity(), logging.is_progress_bar_enabled()
     assert main(["generate", str(trained), "--max_new_tokens", "3"]) == 0
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+
+
+def test_hyphens_do_for_underscores(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["generate", str(trained), "--prompt", "To be", "--seed", "1"]
+    texts = []
+    for option in (["--max_new_tokens", "5"], ["--max-new-tokens", "5"], ["--max-new-tokens=5"]):
+        assert main([*asked, *option]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] == texts[2]
+    assert main([*asked, "--no-such-option"]) == 2
+    assert "--no_such_option" in capsys.readouterr().err

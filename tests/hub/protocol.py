@@ -49,7 +49,8 @@ class Handler(LargeFiles):
         if (kind, id) in self.hub.repositories:
             self._send(answer | {"error": f"You already created this {kind[:-1]} repo"}, 409)
         else:
-            private = wish.get("visibility") == "private" or bool(wish.get("private"))
+            wished = {"private": True, "public": False}.get(wish.get("visibility"), wish.get("private"))
+            private = self.hub.new_are_private if wished is None else wished
             self.hub.repositories[kind, id] = Repository(kind, id, private)
             self._send(answer)
 

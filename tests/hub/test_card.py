@@ -202,7 +202,7 @@ def test_a_dataset_of_the_hub_is_linked(run: Path) -> None:
 
 
 def test_a_checkpoint_chosen_on_the_validation_split_is_called_that(run: Path) -> None:
-    assert "not chosen by these numbers" in model_card(run).text
+    assert "whatever its estimates on the way" in model_card(run).text
     card = changed(run, model__chosen_on_validation=True, model__step=2)
     assert "after step 2, chosen for the lowest estimate on this same split" in card.text
     assert "chosen on the split that it is judged by" in card.text
@@ -449,7 +449,7 @@ sys.meta_path.insert(0, Absent())
 
 
 @pytest.mark.slow
-@pytest.mark.door("the lines of a model card run in a fresh process without the package", "transformers")
+@pytest.mark.door("The lines of a model card run in a fresh process without the package", "transformers")
 def test_the_lines_of_the_card_run_as_they_stand(run: Path, hub: "Hub", tmp_path: Path) -> None:
     HfApi().create_repo("tester/poet")
     HfApi().upload_folder(repo_id="tester/poet", folder_path=run, ignore_patterns=["checkpoint-*"])

@@ -111,6 +111,7 @@ def press_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return press_after
 
 
+@pytest.mark.door("`minigpt chat`: a conversation by the chat template", "transformers")
 # With a chat template.
 
 
@@ -332,6 +333,7 @@ def test_a_model_that_rolls_past_its_block_is_shown_everything(talk: Talk, shown
     assert len(tokenizer(prompts[-1])["input_ids"]) > 2 * BLOCK
 
 
+@pytest.mark.door("`minigpt chat`: without a template, the text goes on", "transformers")
 # Without a chat template.
 
 

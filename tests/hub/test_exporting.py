@@ -87,7 +87,7 @@ print(json.dumps(results))
 
 
 @pytest.mark.slow
-@pytest.mark.door("a stock repository opens where this package is not installed", "transformers")
+@pytest.mark.door("A stock repository opens where this package is not installed", "transformers")
 def test_a_stock_repository_opens_without_this_package(tmp_path: Path) -> None:
     sources = {export_model(save(tmp_path / name, name), name): tmp_path / name for name in PURE}
     text = TEXT[:BLOCK]

@@ -167,6 +167,7 @@ def test_a_switch_in_the_way_is_named(
         export_gguf(*build(**fields), tmp_path)
     assert str(caught.value).startswith(f"{nearest} in a GGUF file cannot express ")
     assert all(switch in str(caught.value) for switch in switches)
+    assert "--preset nano-cpu or nano with --hidden_act gelu_new" in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -198,7 +198,7 @@ def write_greedily(one: Exported, prompt: torch.Tensor, new_tokens: int, keep: i
 
 @pytest.mark.parametrize(("form", "family"), CASES)
 @pytest.mark.door(
-    "export to `torch.export` and ONNX: the same logits, with and without a cache", "torch", "onnxruntime"
+    "Export to `torch.export` and ONNX: the same logits, with and without a cache", "torch", "onnxruntime"
 )
 def test_the_graph_gives_the_models_logits_at_every_batch_and_length(
     form: str, family: str, exported: Callable[[str, str], Exported]
@@ -229,7 +229,7 @@ def test_padding_on_the_left_changes_no_row(form: str, family: str, exported: Ca
 
 
 @pytest.mark.parametrize(("form", "family"), CASES)
-@pytest.mark.door("export to `torch.export` and ONNX: the same greedy text, past the block too", "torch", "onnxruntime")
+@pytest.mark.door("Export to `torch.export` and ONNX: the same greedy text, past the block too", "torch", "onnxruntime")
 def test_greedy_text_is_that_of_generate_past_the_block_too(
     form: str, family: str, exported: Callable[[str, str], Exported]
 ) -> None:
@@ -411,7 +411,7 @@ def test_weights_that_protobuf_cannot_hold_lie_beside_the_file(tmp_path: Path, m
 
 
 @pytest.mark.extra("onnx")
-@pytest.mark.door("an ONNX file writes the same text without torch", "onnxruntime", "tokenizers")
+@pytest.mark.door("An ONNX file writes the same text without torch", "onnxruntime", "tokenizers")
 def test_the_loop_of_the_how_to_writes_the_models_text_without_torch(
     tmp_path: Path, exported: Callable[[str, str], Exported]
 ) -> None:
@@ -455,7 +455,7 @@ torch.save(torch.cat(logits, dim=1), scratch + "/logits.pt")
 
 
 @pytest.mark.slow
-@pytest.mark.door("transformers' own `ExportedModel` opens an exported program", "torch", "transformers")
+@pytest.mark.door("Transformers' own `ExportedModel` opens an exported program", "torch", "transformers")
 def test_the_librarys_own_class_opens_the_program(exported: Callable[[str, str], Exported]) -> None:
     from transformers.exporters import ExportedModel
 

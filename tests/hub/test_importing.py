@@ -523,3 +523,28 @@ def test_the_command_says_what_is_wrong_in_one_line(
     assert printed.err.startswith("minigpt")
     assert printed.err.count("\n") == 1
     assert not Path("runs").exists()
+
+
+def test_weights_of_a_training_that_diverged_are_refused(tmp_path: Path) -> None:
+    oracle = NanoGPT()
+    with torch.no_grad():
+        oracle.transformer.wpe.weight[0, 0] = torch.nan
+    checkpoint = save_nanogpt(oracle, tmp_path / "ckpt.pt")
+    with pytest.raises(AskedWrongly, match=r"ckpt\.pt holds numbers that are not finite \(they would be \S+\)"):
+        import_model(checkpoint, tmp_path / "model", meta=save_meta(tmp_path / "meta.pkl"))
+    assert not (tmp_path / "model").exists()
+
+
+def test_an_empty_name_is_not_the_current_folder(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(checkpoint.parent)
+    for command in (["import", ""], ["export", "", "--to", "gpt2"]):
+        assert main(command) == 2
+        assert "the model's name is empty" in capsys.readouterr().err
+
+
+def test_a_vocabulary_named_as_a_checkpoint_is_one_sentence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    meta = save_meta(tmp_path / "meta.pkl")
+    assert main(["import", str(meta), "--output", str(tmp_path / "model")]) == 2
+    assert capfd.readouterr().err == f"minigpt: {meta} is a vocabulary; name the checkpoint, and this with --meta.\n"

@@ -85,7 +85,7 @@ def heads_of(source: str | Path, kind: str, ids: torch.Tensor, original: PreTrai
 
 
 @pytest.mark.door(
-    "a saved folder opens by `AutoConfig`, every `AutoModel…`, `AutoTokenizer` and `pipeline`, no remote code", *OURS
+    "A saved folder opens by `AutoConfig`, every `AutoModel…`, `AutoTokenizer` and `pipeline`, no remote code", *OURS
 )
 def test_every_auto_class_opens_a_saved_folder(tmp_path: Path, kind: str, ids: torch.Tensor) -> None:
     model = MAKE[kind](TOKENIZER)
@@ -94,7 +94,7 @@ def test_every_auto_class_opens_a_saved_folder(tmp_path: Path, kind: str, ids: t
 
 
 @pytest.mark.door(
-    "a Hub repository opens by `AutoConfig`, every `AutoModel…`, `AutoTokenizer` and `pipeline`, no remote code",
+    "A Hub repository opens by `AutoConfig`, every `AutoModel…`, `AutoTokenizer` and `pipeline`, no remote code",
     *OURS,
     "huggingface_hub",
 )
@@ -215,7 +215,7 @@ def test_the_bare_python_has_torch_and_transformers_alone(bare: dict[str, Any]) 
 
 
 @pytest.mark.slow
-@pytest.mark.door("only torch and transformers: `trust_remote_code=True` opens every head, whichever was saved", *OURS)
+@pytest.mark.door("Only torch and transformers: `trust_remote_code=True` opens every head, whichever was saved", *OURS)
 @pytest.mark.parametrize("name", SAVED)
 def test_without_the_package_every_head_opens_whichever_was_saved(bare: dict[str, Any], name: str) -> None:
     kind = SAVED[name][0]
@@ -227,20 +227,20 @@ def test_without_the_package_every_head_opens_whichever_was_saved(bare: dict[str
 
 
 @pytest.mark.slow
-@pytest.mark.door("only torch and transformers: the logits are the original's", *OURS)
+@pytest.mark.door("Only torch and transformers: the logits are the original's", *OURS)
 @pytest.mark.parametrize("name", SAVED)
 def test_without_the_package_the_logits_are_the_originals(bare: dict[str, Any], name: str) -> None:
     assert bare["folders"][name]["equal"]
 
 
 @pytest.mark.slow
-@pytest.mark.door("only torch and transformers: `subfolder=`, with the code of the folder around it", *OURS)
+@pytest.mark.door("Only torch and transformers: `subfolder=`, with the code of the folder around it", *OURS)
 def test_without_the_package_a_subfolder_is_opened_by_the_code_around_it(bare: dict[str, Any]) -> None:
     assert bare["folders"]["MiniGPTForCausalLM"]["equal inside"]
 
 
 @pytest.mark.slow
-@pytest.mark.door("only torch and transformers: `pipeline` writes the original's text", *OURS)
+@pytest.mark.door("Only torch and transformers: `pipeline` writes the original's text", *OURS)
 def test_without_the_package_a_pipeline_writes_the_same_text(bare: dict[str, Any]) -> None:
     assert set(bare["written"]) == {"MiniGPTForCausalLM", "BigramForCausalLM"}
     for name, text in bare["written"].items():
@@ -249,7 +249,7 @@ def test_without_the_package_a_pipeline_writes_the_same_text(bare: dict[str, Any
 
 @pytest.mark.slow
 @pytest.mark.door(
-    "only torch and transformers: the tokenizer opens with `trust_remote_code=False`", *OURS, "tokenizers"
+    "Only torch and transformers: the tokenizer opens with `trust_remote_code=False`", *OURS, "tokenizers"
 )
 def test_without_the_package_the_tokenizer_runs_no_code(bare: dict[str, Any]) -> None:
     for name in bare["written"]:
@@ -258,7 +258,7 @@ def test_without_the_package_the_tokenizer_runs_no_code(bare: dict[str, Any]) ->
 
 
 @pytest.mark.slow
-@pytest.mark.door("only torch and transformers: saved again from there, the code comes along and opens it", *OURS)
+@pytest.mark.door("Only torch and transformers: saved again from there, the code comes along and opens it", *OURS)
 @pytest.mark.parametrize("name", SAVED)
 def test_saved_again_without_the_package_a_folder_keeps_its_code(bare: dict[str, Any], name: str) -> None:
     first, second = bare["folders"][name], bare["again"][name]
@@ -379,7 +379,7 @@ def said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> p
 
 
 @pytest.mark.door(
-    "weights that are missing, left over or of another shape are named, and none is skipped silently", *OURS
+    "Weights that are missing, left over or of another shape are named, and none is skipped silently", *OURS
 )
 def test_weights_that_do_not_fit_are_named(tmp_path: Path, said: pytest.LogCaptureFixture) -> None:
     gpt(TOKENIZER).save_pretrained(tmp_path)

@@ -166,8 +166,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"model_args": NanoGPT().arguments | {"block_size": 16}},
         r"its model_args say block_size=16 and its weights block_size=8",
     ),
-    "heads that do not divide": ({"model_args": NanoGPT().arguments | {"n_head": 5}}, r"n_head is 5 and must divide"),
-    "heads that are no number": ({"model_args": NanoGPT().arguments | {"n_head": True}}, r"n_head is True and must"),
+    "heads that do not divide": (
+        {"model_args": NanoGPT().arguments | {"n_head": 5}},
+        r"which n_head=5 does not divide; save the",
+    ),
+    "heads that are no number": (
+        {"model_args": NanoGPT().arguments | {"n_head": True}},
+        r"which n_head=True does not divide",
+    ),
     "an argument of a fork": (
         {"model_args": NanoGPT().arguments | {"use_relu": True}},
         r"has 'use_relu' in its model_args, which nanoGPT's GPT does not know; where it changes nothing",

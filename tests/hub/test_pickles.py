@@ -155,6 +155,7 @@ def test_checkpoints_of_both_formats_are_read(tmp_path: Path, new_format: bool) 
     assert all(torch.equal(read[name], tensor) for name, tensor in weights.items())
 
 
+@pytest.mark.door("`minigpt import`: a crafted checkpoint is refused and runs nothing", "torch")
 @pytest.mark.parametrize("new_format", [True, False])
 def test_a_crafted_checkpoint_is_refused_and_runs_nothing(tmp_path: Path, new_format: bool) -> None:
     proof = tmp_path / "proof"

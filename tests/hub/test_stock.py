@@ -181,6 +181,10 @@ IMPOSSIBLE = [
 ]
 
 
+@pytest.mark.door(
+    "`minigpt export`: the bias of the lecture's head is refused, with presets to train instead", "transformers"
+)
+@pytest.mark.door("`minigpt export`: what a stock architecture cannot express is refused by name", "transformers")
 @pytest.mark.parametrize(("architecture", "change"), IMPOSSIBLE, ids=str)
 def test_a_switch_in_the_way_is_named_in_one_sentence(architecture: str, change: dict[str, Any]) -> None:
     switch = next(iter(change))
@@ -309,6 +313,7 @@ STOCK = {
 }
 
 
+@pytest.mark.door("GPT-2, Llama, Qwen3 and nanochat models made MiniGPTs: equal logits", "transformers")
 @pytest.mark.parametrize("name", STOCK)
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_a_stock_models_variants_give_the_same_logits_as_a_minigpt(name: str, implementation: str) -> None:
@@ -319,7 +324,7 @@ def test_a_stock_models_variants_give_the_same_logits_as_a_minigpt(name: str, im
     torch.testing.assert_close(model(draw_ids()).logits, stock(draw_ids()).logits, **ROUNDING)
 
 
-@pytest.mark.door("a stock model made a MiniGPT, and made a stock model again: the same weights", "transformers")
+@pytest.mark.door("A stock model made a MiniGPT, and made a stock model again: the same weights", "transformers")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_stock_model_comes_back_weight_for_weight(architecture: str) -> None:
     stock = sharpen(to_stock(minigpt(**PURE[architecture], num_key_value_heads=4), architecture))

@@ -132,6 +132,7 @@ def test_two_texts_at_once_are_refused() -> None:
         streamer.put(torch.tensor([[0, 1], [1, 2]]))
 
 
+@pytest.mark.door("`minigpt generate --stream`: letters appear as they are made", "transformers")
 @pytest.mark.slow
 def test_the_first_letters_are_there_before_the_last_are_made(tmp_path: Path) -> None:
     """The text has no end and no space in it: whatever is read was printed while it was made."""

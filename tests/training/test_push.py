@@ -338,6 +338,14 @@ def test_a_model_without_its_tokenizer_is_not_pushed(hub: "Hub", pushing: Any, b
         build_trainer(pushing(), processing_class=None)
 
 
+def test_a_new_repository_is_as_its_owner_has_it_by_default(hub: "Hub", pushing: Any, build_trainer: Any) -> None:
+    hub.new_are_private = True
+    build_trainer(pushing(hub_model_id="tester/default"))
+    build_trainer(pushing(hub_model_id="tester/public", hub_private_repo=False))
+    assert hub.repository("tester/default").private
+    assert not hub.repository("tester/public").private
+
+
 def test_private_repositories_and_branches_are_those_asked_for(hub: "Hub", command: list[str]) -> None:
     assert main([*command, "--hub_private_repo", "--hub_revision", "try-2"]) == 0
     assert hub.repository(POET).private

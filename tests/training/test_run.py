@@ -261,3 +261,31 @@ def test_bar_is_gone_also_after_an_error(options, capsys, monkeypatch):
         main_train([*options, "--learning_rate", "1e30", "--optim", "sgd"])
     assert "loss is nan" in str(error.value)
     assert_no_bar_stays(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("learning_rate", ["1e-3", "5.0"])
+def test_a_model_kept_for_its_estimate_is_called_chosen_also_where_it_is_the_last(text_file, tmp_path, learning_rate):
+    # At the higher rate the best checkpoint is an earlier one.
+    few = {
+        "max_steps": 8,
+        "eval_interval": 4,
+        "eval_iters": 1,
+        "sample_length": 0,
+        "learning_rate": float(learning_rate),
+    }
+    chosen = train(
+        "seed", text_file, training={**few, "output_dir": str(tmp_path / "a"), "load_best_model_at_end": True}
+    )
+    last = train("seed", text_file, training={**few, "output_dir": str(tmp_path / "b")})
+    assert chosen.report["model"]["chosen_on_validation"]
+    assert (chosen.report["model"]["step"] == 8) == (learning_rate == "1e-3")
+    assert not last.report["model"]["chosen_on_validation"]
+
+
+def test_what_is_changed_about_a_training_is_recorded(text_file, tmp_path):
+    few = {"max_steps": 2, "eval_iters": 1, "sample_length": 0}
+    changed = {"adam_epsilon": 0.5, "label_smoothing_factor": 0.25, "neftune_noise_alpha": 0.1, "hub_token": "hf_x"}
+    report = train("seed", text_file, training={**few, **changed, "output_dir": str(tmp_path / "run")}).report
+    assert {name: report["training"].get(name) for name in changed} == {**changed, "hub_token": None}
+    assert report["training"]["eval_iters"] == 1
+    assert not {"output_dir", "report_to", "use_cpu"} & report["training"].keys()

@@ -122,7 +122,9 @@ class Conversation:
                 self.tokenizer.apply_chat_template(_messages(turns, system), add_generation_prompt=True, tokenize=False)
             )
         except Exception as error:  # a template raises whatever it likes
-            raise AskedWrongly(f"the model's chat template refuses this: {str(error).rstrip('.')}.") from error
+            raise AskedWrongly(
+                f"the model's chat template refuses this: {' '.join(str(error).split()).rstrip('.')}."
+            ) from error
 
 
 @dataclass

@@ -71,7 +71,10 @@ def _choose_architecture(config: Any) -> str:
     nearest = min(obstacles, key=lambda name: len(obstacles[name]))
     if obstacles[nearest]:
         switches = name_switches(config, obstacles[nearest])
-        raise AskedWrongly(f"{nearest} in a GGUF file cannot express {switches}; train a model that fits it.")
+        raise AskedWrongly(
+            f"{nearest} in a GGUF file cannot express {switches}; train a model that fits it, say "
+            "--preset nano-cpu or nano with --hidden_act gelu_new."
+        )
     return nearest
 
 

@@ -137,5 +137,6 @@ def _heads(arguments: Mapping[str, Any], n_head: int | None, n_embd: int, source
         raise AskedWrongly(f"{source} has n_head={said!r}; leave --n_head {n_head} out.")
     heads = n_head if said is None else said
     if type(heads) is not int or heads < 1 or n_embd % heads:
-        raise AskedWrongly(f"n_head is {heads!r} and must divide the width of {n_embd}; give another --n_head.")
+        remedy = "give another --n_head" if said is None else "save the checkpoint again"
+        raise AskedWrongly(f"{source} has a width of {n_embd}, which n_head={heads!r} does not divide; {remedy}.")
     return heads

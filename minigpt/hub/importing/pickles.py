@@ -4,6 +4,7 @@ import io
 import pickle
 import pickletools
 import re
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -38,7 +39,9 @@ def load_checkpoint(path: Path) -> Any:
     if is_zip:
         _refuse_damage(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is wrong with a file is said in one sentence, below
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except Exception as error:  # whatever bytes that are no pickle make the reader stumble over
         message = " ".join(str(error).split())
         if found := re.search(r"GLOBAL (\S+)", message):
@@ -51,6 +54,8 @@ def load_checkpoint(path: Path) -> Any:
                 f"{path} is a TorchScript program; save the weights alone with "
                 "torch.save(model.state_dict(), 'weights.pt') and import that."
             ) from error
+        if path.name == "meta.pkl":
+            raise AskedWrongly(f"{path} is a vocabulary; name the checkpoint, and this with --meta.") from error
         raise AskedWrongly(
             f"{path} is damaged, or not a file that torch.save wrote ({type(error).__name__}); copy or save it again."
         ) from error

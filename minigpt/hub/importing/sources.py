@@ -80,6 +80,8 @@ def import_model(
         None if text is None else Path(text).expanduser(),
         None if tokenizer is None else str(tokenizer),
     )
+    if not str(source):
+        raise AskedWrongly("the model's name is empty; name a file, a folder or a Hub id.")
     path = Path(source).expanduser()
     source = str(path if path.exists() else source)
     file = _weights_file(path, source)
@@ -99,6 +101,7 @@ def import_model(
     else:
         with torch.random.fork_rng(devices=[]):  # models begin at random before they are filled
             model, its_tokenizer = _import_file(file, vocabulary, unsaid)
+    _refuse_not_finite(model, str(source))
     with staged_folder(folder, overwrite=overwrite) as staging:
         model.save_pretrained(staging)
         its_tokenizer.save_pretrained(staging)
@@ -215,6 +218,15 @@ def _refuse_given(given: Mapping[str, Any], why: str) -> None:
     for name, value in given.items():
         if value is not None:
             raise AskedWrongly(f"{why}; leave --{name} out.")
+
+
+def _refuse_not_finite(model: PreTrainedModel, source: str) -> None:
+    for name, tensor in model.state_dict().items():
+        if not tensor.isfinite().all():
+            raise AskedWrongly(
+                f"{source} holds numbers that are not finite (they would be {name}), as a training that diverged "
+                "leaves them; import a checkpoint from before."
+            )
 
 
 def _check_saved(model: PreTrainedModel, folder: Path) -> None:

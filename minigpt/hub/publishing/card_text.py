@@ -7,6 +7,16 @@ from minigpt.hub.publishing.markdown import block, code, plain, table
 from minigpt.hub.publishing.saved_folder import SavedFolder
 
 # Of a config, what says nothing about the model.
+_NAMES = {
+    "layernorm": "LayerNorm",
+    "rmsnorm": "RMSNorm",
+    "unweighted_rmsnorm": "RMSNorm without weights",
+    "relu": "ReLU",
+    "relu2": "ReLU²",
+    "gelu": "GELU",
+    "gelu_new": "GELU by tanh",
+    "swiglu": "SwiGLU",
+}
 _NOT_SHOWN = {"architectures", "auto_map", "model_type", "transformers_version"}
 _PACKAGE = "minigpt-hf"
 
@@ -24,6 +34,10 @@ def card_text(saved: SavedFolder, name: str, source: str) -> str:
         TypeError: One of them is of another kind.
     """
     sections = [f"# {plain(name)}", _summary(saved), "## How to use it", *_usage(saved, source)]
+    if saved.run is not None:
+        sections += ["## Results", *_results(saved.run, saved)]
+    if saved.sample and saved.sample.strip():
+        sections += ["## What it writes", *_sample(saved.sample, saved)]
     if saved.run is not None or saved.known_text:
         sections += ["## What it was trained on", *_data(saved)]
     sections += [
@@ -31,10 +45,6 @@ def card_text(saved: SavedFolder, name: str, source: str) -> str:
         *(_training(saved.run) if saved.run is not None else _unrecorded(saved)),
         _config(saved),
     ]
-    if saved.run is not None:
-        sections += ["## Results", *_results(saved.run, saved)]
-    if saved.sample and saved.sample.strip():
-        sections += ["## What it writes", *_sample(saved.sample, saved)]
     sections += ["## Limits", _list(_limits(saved))]
     if saved.is_ours:
         sections += ["## Credit", _credit(saved)]
@@ -73,8 +83,8 @@ def _shape(saved: SavedFolder) -> str:
         f"{config['hidden_size']} wide",
         f"a context of {config['max_position_embeddings']:,} {saved.unit}",
         f"{config['position_embedding_type']} positions",
-        config["norm_type"],
-        config["hidden_act"],
+        _NAMES.get(config["norm_type"], config["norm_type"]),
+        _NAMES.get(config["hidden_act"], config["hidden_act"]),
     ]
     return ", ".join(parts)
 
@@ -99,7 +109,7 @@ def _usage(saved: SavedFolder, source: str) -> list[str]:
     paragraphs += [block(_loading(saved, where, remote), "python")]
     if saved.is_ours:
         paragraphs += [
-            f"With the package installed (`pip install {_PACKAGE}`) no remote code is run:",
+            f"With the package `{_PACKAGE}` installed no remote code is run:",
             block(f"import minigpt\n{_loading(saved, where, '')}", "python"),
         ]
     return paragraphs
@@ -187,7 +197,7 @@ def _results(run: dict[str, Any], saved: SavedFolder) -> list[str]:
             "the numbers are a little too good."
         )
     else:
-        how += f" The model is the one after the last step, {model['step']:,}; it was not chosen by these numbers."
+        how += f" The model is the one after the last step, {model['step']:,}, whatever its estimates on the way."
     paragraphs = [table(("", ""), rows, numbers=True), how]
     if best:
         paragraphs.append(
