@@ -26,7 +26,7 @@ WORKS = "works"
 # The page's parts, and which tests' files belong to each.
 SECTIONS = {
     "Loading": ("tests/hub/test_loading.py",),
-    "Generating": ("tests/hub/test_pipeline.py", "tests/*/test_generat*.py", "tests/hub/test_cach*.py"),
+    "Generating": ("tests/hub/test_pipeline.py", "tests/*/test_generat*.py"),
     "Chatting and serving": ("tests/hub/test_chat.py", "tests/hub/test_streaming.py", "tests/hub/test_serving.py"),
     "Exporting": (
         "tests/hub/test_graphs.py",
