@@ -57,7 +57,7 @@ class PublishingTrainer(StagedTrainer):
             self.args.hub_model_id or Path(self.args.output_dir).absolute().name,
             self.model.config.model_type,
             token=token,
-            private=bool(self.args.hub_private_repo if private is None else private),
+            private=self.args.hub_private_repo if private is None else private,
             revision=self.args.hub_revision,
         )
         self.push_in_progress = None

@@ -46,6 +46,7 @@ class Hub:
     xet_files: dict[str, FileInfo] = field(default_factory=dict)  # which parts make them, by their SHA-256
     requests: list[Request] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
+    new_are_private: bool = False  # as organisations may have it, where nothing else is asked for
     lock: threading.RLock = field(default_factory=threading.RLock)
     _environments: int = 0
 

@@ -216,6 +216,18 @@ def test_private(hub: "Hub", run: Path, pushed: str, capsys: pytest.CaptureFixtu
     assert "everybody can read it" in refused(capsys, str(run), pushed, "--private")
 
 
+def test_what_new_repositories_are_by_default_is_their_owners_choice(hub: "Hub", run: Path) -> None:
+    hub.new_are_private = True
+    assert main(["push", str(run), "pushed"]) == 0
+    assert open_repository("opened", "minigpt") == "tester/opened"
+    assert open_repository("public", "minigpt", private=False) == "tester/public"
+    assert {id: repository.private for (_, id), repository in hub.repositories.items()} == {
+        "tester/pushed": True,
+        "tester/opened": True,
+        "tester/public": False,
+    }
+
+
 def test_revision(hub: "Hub", run: Path, pushed: str, capsys: pytest.CaptureFixture[str]) -> None:
     (run / "sample.txt").write_text("Another sample.\n", encoding="utf-8")
     capsys.readouterr()
@@ -245,6 +257,11 @@ def test_create_pr(hub: "Hub", run: Path, pushed: str, capsys: pytest.CaptureFix
     assert main(["push", str(run), pushed, "--revision", "refs/pr/1"]) == 0
     assert hub.files(pushed, "refs/pr/1")["sample.txt"] == b"A third sample.\n"
     assert "no such revision" in refused(capsys, str(run), pushed, "--revision", "refs/pr/7", status=1)
+
+
+def test_to_what_is_not_there_no_change_is_proposed(hub: "Hub", run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "there is no tester/tiny to propose a change to" in refused(capsys, str(run), "tiny", "--create-pr")
+    assert not hub.repositories
 
 
 def test_a_change_can_be_proposed_to_whom_it_belongs(

@@ -19,7 +19,7 @@ def open_repository(
     model_type: str,
     *,
     token: str | None = None,
-    private: bool = False,
+    private: bool | None = None,
     revision: str | None = None,
     create: bool = True,
 ) -> str:
@@ -29,7 +29,7 @@ def open_repository(
         repository: `OWNER/NAME`, or `NAME` for one's own.
         model_type: Of the model that will be pushed.
         token: Who pushes; by default who has logged in.
-        private: Whether a new repository is for its owner alone.
+        private: Whether a new repository is for its owner alone; None for its owner's default, which is mostly False.
         revision: The branch, made from the main one if there is none.
         create: Whether to make what is not there; otherwise it is only looked at.
 
@@ -51,7 +51,7 @@ def open_repository(
             repository = f"{who['name']}/{repository}"
         with plain_refusals(repository, again):
             standing = look_at(api, repository, revision)
-            check_standing(standing, model_type, "what is to be trained", repository, private)
+            check_standing(standing, model_type, "what is to be trained", repository, bool(private))
             if who.get("auth", {}).get("accessToken", {}).get("role") == "read":
                 raise AskedWrongly(
                     f"the token may read and not write, so that nothing could be pushed to {repository}; log in with "

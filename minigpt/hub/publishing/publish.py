@@ -76,7 +76,7 @@ def push_folder(
     Args:
         folder: What `minigpt train`, a Trainer or `save_pretrained` wrote, or one of its checkpoints.
         repository: `OWNER/NAME`, or `NAME` for one's own. It is made if there is none.
-        private: Whether a new repository is for its owner alone.
+        private: Whether a new repository is for its owner alone; otherwise it is as its owner has it by default.
         revision: The branch, made from the main one if there is none; or a pull request, `refs/pr/1`.
         create_pr: Whether to open a pull request instead of changing the main branch.
         commit_message: What the commit is called; by default how far the model has come.
@@ -166,6 +166,8 @@ def push_release(
         beside: Other files, by their names in one folder of the repository, which then holds nothing else.
     """
     standing = look_at(api, repository, revision)
+    if standing is None and create_pr:
+        raise AskedWrongly(f"there is no {repository} to propose a change to; leave out --create-pr.")
     check_standing(standing, release.saved.model_type, str(release.saved.path), repository, private)
     card = model_card(release.saved.path, repository, standing.card if standing else None)
     try:
@@ -173,7 +175,8 @@ def push_release(
     except ValueError as error:
         raise PushFailed(f"the Hub does not accept the model card's metadata ({_errors(error)}).") from error
     if standing is None:
-        api.create_repo(repository, private=private)
+        # Without a wish, an organisation's own default holds.
+        api.create_repo(repository, private=private or None)
     if revision is not None and not revision.startswith("refs/"):
         api.create_branch(repository, branch=revision, exist_ok=True)
     if standing is None:
