@@ -33,12 +33,16 @@ class Request:
 
 @dataclass
 class Fault:
-    """What goes wrong with the requests that match: an answer, or the connection cut after some bytes of the body."""
+    """What goes wrong with the requests that match: an answer, or the connection cut.
+
+    It is cut after some bytes of the body, or when what was asked for is done and only the answer is missing.
+    """
 
     pattern: str
     times: int | None
     answer: Refused | None = None
     cut_after: int = 0
+    loses_answer: bool = False
 
     def strikes(self, request: Request) -> bool:
         if self.times == 0 or not re.search(self.pattern, str(request)):
@@ -94,7 +98,9 @@ class Conversation(BaseHTTPRequestHandler):
         try:
             with self.hub.lock:
                 fault = next((fault for fault in self.hub.faults if fault.strikes(self.request_log)), None)
-            self.body = self._read_body(fault.cut_after if fault and fault.answer is None else None)
+            self.loses_answer = fault is not None and fault.loses_answer
+            cuts_body = fault is not None and fault.answer is None and not fault.loses_answer
+            self.body = self._read_body(fault.cut_after if fault and cuts_body else None)
             with self.hub.lock:
                 self._answer(split.path, fault)
         except _Cut:
@@ -143,6 +149,8 @@ class Conversation(BaseHTTPRequestHandler):
 
     def _send(self, answer: object, status: int = 200, headers: dict[str, str] | None = None) -> None:
         content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+        if self.loses_answer:
+            raise _Cut
         self.request_log.status = status
         self.send_response(status)
         defaults = {"Content-Type": "application/json", "Content-Length": str(len(content)), "X-Request-Id": "double"}

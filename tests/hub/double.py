@@ -50,9 +50,17 @@ class Hub:
     lock: threading.RLock = field(default_factory=threading.RLock)
     _environments: int = 0
 
-    def fail(self, pattern: str, status: int = 500, message: str = "Failure", *, times: int | None = None) -> None:
+    def fail(
+        self,
+        pattern: str,
+        status: int = 500,
+        message: str = "Failure",
+        *,
+        code: str | None = None,
+        times: int | None = None,
+    ) -> None:
         """Answers the requests that match a regular expression of `METHOD /path` with an error, until `heal()`."""
-        self.faults.append(Fault(pattern, times, answer=Refused(status, message)))
+        self.faults.append(Fault(pattern, times, answer=Refused(status, message, code)))
 
     def fill_disk(self) -> None:
         """Lets every upload of a large file fail as on a full disk."""
@@ -61,6 +69,10 @@ class Hub:
     def cut(self, pattern: str = UPLOAD, *, after: int = 1000, times: int | None = None) -> None:
         """Cuts the connection when that many bytes of the body of a matching request have come in."""
         self.faults.append(Fault(pattern, times, cut_after=after))
+
+    def lose_answers(self, pattern: str, *, times: int | None = None) -> None:
+        """Does what the requests that match ask for, and cuts the connection before it answers."""
+        self.faults.append(Fault(pattern, times, loses_answer=True))
 
     def heal(self) -> None:
         """Ends every failure."""

@@ -446,9 +446,9 @@ def wrong_token(hub: "Hub", monkeypatch: pytest.MonkeyPatch) -> str:
     return "does not accept the token"
 
 
-def token_that_may_only_read(hub: "Hub", monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("HF_TOKEN", "hf_reader")
-    return "may not write to tester/tiny"
+def token_that_cannot_see_it(hub: "Hub", monkeypatch: pytest.MonkeyPatch) -> str:
+    hub.fail("GET /api/models/", 404, "Repository not found", code="RepoNotFound")
+    return "tester/tiny is there already and this token may not see it"
 
 
 def name_of_somebody_else(hub: "Hub", monkeypatch: pytest.MonkeyPatch) -> str:
@@ -469,7 +469,7 @@ def full_disk_of_a_client_without_xet(hub: "Hub", monkeypatch: pytest.MonkeyPatc
 
 def full_disk_at_the_commit(hub: "Hub", monkeypatch: pytest.MonkeyPatch) -> str:
     hub.fail("POST .*/commit/", 500, "No space left on device")
-    return "500: No space left on device"
+    return "500: No space left on device), and whether it arrived in tester/tiny is not known"
 
 
 def connection_cut_in_an_upload(hub: "Hub", monkeypatch: pytest.MonkeyPatch) -> str:
@@ -485,7 +485,18 @@ def connection_cut_in_an_upload_without_xet(hub: "Hub", monkeypatch: pytest.Monk
 
 def storage_that_is_used_up(hub: "Hub", monkeypatch: pytest.MonkeyPatch) -> str:
     hub.fail(UPLOAD, 403, "Private repository storage limit reached")
-    return "may not write to tester/tiny"
+    return "storage is used up, or the token may not write there"
+
+
+def storage_that_is_used_up_and_says_so_first(hub: "Hub", monkeypatch: pytest.MonkeyPatch) -> str:
+    hub.fail("POST .*/preupload/", 403, "Private repository storage limit reached")
+    return "storage is used up, or the token may not write there"
+
+
+def files_that_are_not_taken_without_xet(hub: "Hub", monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    hub.fail(UPLOAD, 403, "Forbidden")
+    return "storage is used up, or the token may not write there"
 
 
 def connection_cut_in_the_commit(hub: "Hub", monkeypatch: pytest.MonkeyPatch) -> str:
@@ -525,11 +536,13 @@ def hub_out_of_reach(hub: "Hub", monkeypatch: pytest.MonkeyPatch) -> str:
 
 FAULTS = [
     wrong_token,
-    token_that_may_only_read,
+    token_that_cannot_see_it,
     name_of_somebody_else,
     full_disk,
     full_disk_of_a_client_without_xet,
     storage_that_is_used_up,
+    storage_that_is_used_up_and_says_so_first,
+    files_that_are_not_taken_without_xet,
     full_disk_at_the_commit,
     connection_cut_in_an_upload,
     connection_cut_in_an_upload_without_xet,
@@ -581,6 +594,58 @@ def test_a_failure_changes_nothing_and_the_same_command_works_when_repeated(
     assert fingerprint(run) == here
     assert hub.files("tester/tiny")["model.safetensors"] == (run / "model.safetensors").read_bytes()
     assert hub.files("tester/tiny").keys() - {".gitattributes"} == PUSHED
+
+
+def test_a_token_that_may_only_read_is_told_so(
+    hub: "Hub", run: Path, pushed: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_reader")
+    (run / "sample.txt").write_text("Another sample.\n", encoding="utf-8")
+    for command in ([pushed], [pushed, "--create-pr"], ["tester/new"], [pushed, "--revision", "next"]):
+        said = refused(capsys, str(run), *command)
+        assert "may read and not write" in said
+        assert "make one that may write" in said
+    assert len(hub.commits(pushed)) == 2
+
+
+def test_a_pull_request_is_suggested_only_where_one_can_be_opened(
+    hub: "Hub", run: Path, pushed: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_stranger")
+    (run / "sample.txt").write_text("Another sample.\n", encoding="utf-8")
+    assert "--create-pr" in refused(capsys, str(run), pushed, status=1)
+    assert "--create-pr" not in refused(capsys, str(run), "tester/new", status=1)
+    assert "--create-pr" not in refused(capsys, str(run), pushed, "--revision", "next", status=1)
+    hub.fail("POST .*/preupload/", 403, "Discussions are disabled")
+    assert "--create-pr" not in refused(capsys, str(run), pushed, "--create-pr", status=1)
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["the first push", "a later push"])
+def test_a_commit_whose_answer_is_lost_is_not_called_unpublished_and_is_not_made_twice(
+    hub: "Hub", run: Path, capsys: pytest.CaptureFixture[str], first: bool
+) -> None:
+    if not first:
+        assert main(["push", str(run), "tiny"]) == 0
+        (run / "sample.txt").write_text("Another sample.\n", encoding="utf-8")
+    hub.lose_answers("POST .*/commit/")
+    said = refused(capsys, str(run), "tester/tiny", status=1)
+    assert "whether it arrived in tester/tiny is not known; run the same command again to find out" in said
+    assert "nothing was published" not in said
+    assert hub.files("tester/tiny")["sample.txt"] == (run / "sample.txt").read_bytes()
+    commits = hub.commits("tester/tiny")
+    hub.heal()
+    assert main(["push", str(run), "tester/tiny"]) == 0
+    assert "Nothing has changed" in capsys.readouterr().err
+    assert hub.commits("tester/tiny") == commits
+
+
+def test_of_a_pull_request_whose_answer_is_lost_no_second_one_is_suggested_blindly(
+    hub: "Hub", run: Path, pushed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "sample.txt").write_text("Another sample.\n", encoding="utf-8")
+    hub.lose_answers("POST .*/commit/")
+    assert f"look for it in {pushed}" in refused(capsys, str(run), pushed, "--create-pr", status=1)
+    assert len(hub.repository(pushed).pull_requests) == 1
 
 
 def test_what_somebody_else_commits_at_the_same_moment_is_not_lost(

@@ -4,11 +4,18 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from minigpt.hub.publishing.publish import Push, check_names, check_standing, push_release, quiet_client, whoami
-from minigpt.hub.publishing.refusals import find_token, plain_refusals
+from minigpt.hub.publishing.publish import (
+    Push,
+    check_names,
+    check_standing,
+    is_reader,
+    push_release,
+    quiet_client,
+    whoami,
+)
+from minigpt.hub.publishing.refusals import find_token, plain_refusals, read_only
 from minigpt.hub.publishing.release import release_of_checkpoint
 from minigpt.hub.publishing.standing import look_at
-from minigpt.hub.trained import AskedWrongly
 
 # Of a whole checkpoint, what nobody needs to go on from it: a pickle of the arguments of this machine.
 _LEFT_HERE = "training_args.bin"
@@ -52,11 +59,8 @@ def open_repository(
         with plain_refusals(repository, again):
             standing = look_at(api, repository, revision)
             check_standing(standing, model_type, "what is to be trained", repository, bool(private))
-            if who.get("auth", {}).get("accessToken", {}).get("role") == "read":
-                raise AskedWrongly(
-                    f"the token may read and not write, so that nothing could be pushed to {repository}; log in with "
-                    "`hf auth login`, or put a token that may write into HF_TOKEN."
-                )
+            if is_reader(who):
+                raise read_only(repository)
             if standing is not None:
                 api.auth_check(repository, write=True)
             elif create:

@@ -95,7 +95,8 @@ def push_folder(
         if "/" not in repository:
             with plain_refusals(repository, again):
                 repository = f"{whoami(token)['name']}/{repository}"
-        with plain_refusals(repository, again):
+        may_propose = revision is None and not create_pr
+        with plain_refusals(repository, again, may_propose=may_propose, only_reads=lambda: only_reads(token)):
             return push_release(
                 HfApi(token=token),
                 release,
@@ -140,6 +141,19 @@ def whoami(token: str) -> dict[str, Any]:
     )
     hf_raise_for_status(response)
     return dict(response.json())
+
+
+def only_reads(token: str) -> bool:
+    """Whether a token is known to be one that may read and not write."""
+    try:
+        return is_reader(whoami(token))
+    except Exception:  # it is asked because of another error, which is then the one to tell
+        return False
+
+
+def is_reader(who: Mapping[str, Any]) -> bool:
+    """Whether a token may read and not write, by the answer of `whoami`."""
+    return bool(who.get("auth", {}).get("accessToken", {}).get("role") == "read")
 
 
 def push_release(
