@@ -2,14 +2,12 @@
 
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerState, TrainingArguments
-from transformers.utils import logging
+
+from minigpt.hub.loading_bars import no_progress_bars as no_progress_bars
 
 
 class ProgressLines(TrainerCallback):
@@ -72,17 +70,3 @@ class ProgressLines(TrainerCallback):
         encoding = sys.stdout.encoding or "utf-8"
         tqdm.write(line.encode(encoding, "replace").decode(encoding), file=sys.stdout)
         sys.stdout.flush()
-
-
-@contextmanager
-def no_progress_bars() -> Iterator[None]:
-    """Spares a person the bars of transformers over files that are read and written in no time."""
-    shown, uploads_are_hidden = logging.is_progress_bar_enabled(), are_progress_bars_disabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()  # and with it those of the Hub's client, which may be pushing
-        if uploads_are_hidden:
-            disable_progress_bars()

@@ -16,9 +16,10 @@ from unittest.mock import Mock
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from huggingface_hub.utils import are_progress_bars_disabled
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers.utils import logging as transformers_logging
 
 from minigpt import (
     BigramConfig,
@@ -689,6 +690,24 @@ def test_the_client_says_nothing_of_its_own_and_is_left_as_it_was(
         assert (client.level, are_progress_bars_disabled()) == before
     finally:
         client.removeHandler(listener)
+
+
+def test_from_python_no_bar_is_drawn_and_whoever_wants_bars_has_them_afterwards(
+    hub: "Hub", run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    had = transformers_logging.is_progress_bar_enabled(), are_progress_bars_disabled()
+    transformers_logging.enable_progress_bar()
+    try:
+        capsys.readouterr()
+        assert push_folder(run, "tiny").written
+        assert capsys.readouterr() == ("", "")
+        assert transformers_logging.is_progress_bar_enabled()
+        assert not are_progress_bars_disabled()
+    finally:
+        if not had[0]:
+            transformers_logging.disable_progress_bar()
+        if had[1]:
+            disable_progress_bars()
 
 
 def test_what_has_arrived_before_a_failure_is_not_sent_again(hub: "Hub", run: Path) -> None:

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 
 import minigpt
+from minigpt.hub.loading_bars import no_progress_bars
 from minigpt.hub.publishing.saved_folder import SavedFolder, read_saved_folder
 from minigpt.hub.trained import AskedWrongly, check_vocabulary
 from minigpt.modeling_minigpt import configuration_minigpt
@@ -139,7 +140,8 @@ def _open(saved: SavedFolder, files: dict[str, Path]) -> PreTrainedModel | None:
             return None
         raise AskedWrongly(f"{folder} holds no model.safetensors; save the model there with save_pretrained.")
     auto_class = getattr(transformers, saved.auto_class)
-    model, report = _load(auto_class.from_pretrained, folder, "model", output_loading_info=True)
+    with no_progress_bars():
+        model, report = _load(auto_class.from_pretrained, folder, "model", output_loading_info=True)
     for what, names in report.items():
         if names:
             raise AskedWrongly(
