@@ -460,6 +460,14 @@ def test_with_the_stock_trainer_the_code_is_there_at_every_save_once_it_lies_in_
 ) -> None:
     trainer = stock_trainer(tmp_path / "run", build_model, tokens, tokenizer)
     trainer.model.save_pretrained(trainer.args.output_dir)
+
+    class Wait(TrainerCallback):
+        """The stock Trainer writes the next save over the files that it is still uploading, and loses that push."""
+
+        def on_save(self, *args: Any, **kwargs: Any) -> None:
+            trainer.push_in_progress.wait_until_done()
+
+    trainer.add_callback(Wait())
     trainer.train()
     trainer.push_to_hub()
     commits = saves(hub)
