@@ -158,11 +158,11 @@ def export_onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
     Raises:
         AskedWrongly: The model is neither, or the packages of the extra `onnx` are missing.
     """
+    # Half precision is for accelerators: onnxruntime computes no bfloat16 on a CPU.
+    step = _step_of(model, torch.float32)
     require_extra("onnx", "an ONNX file", "onnx", "onnxruntime", "onnxscript")
     from minigpt.hub.exporting.onnx_file import save_onnx
 
-    # Half precision is for accelerators: onnxruntime computes no bfloat16 on a CPU.
-    step = _step_of(model, torch.float32)
     with _quiet():
         exported = OnnxExporter().export(
             step, step.example(), OnnxConfig(dynamic=True, dynamic_shapes=step.free_dimensions())
