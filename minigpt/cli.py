@@ -122,17 +122,18 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from minigpt.training.corpus import load_text
     from minigpt.training.evaluation import validation_loss
     from minigpt.training.stream import TokenStream
-    from minigpt.training.tokens import TRAIN_FRACTION, tokenize_corpus
+    from minigpt.training.tokens import characters_per_token, tokenize_corpus
 
     model, tokenizer = open_trained(arguments.model, arguments.device)
     corpus = load_text(arguments.data)
     if corpus.notice:
         print(corpus.notice, file=sys.stderr)
-    stream = TokenStream(tokenize_corpus(corpus, tokenizer)[arguments.split])
-    cut = int(TRAIN_FRACTION * corpus.num_characters)
-    characters = cut if arguments.split == "train" else corpus.num_characters - cut
+    split = tokenize_corpus(corpus, tokenizer)[arguments.split]
     evaluation = validation_loss(
-        model, stream, model.config.max_position_embeddings, characters_per_token=characters / len(stream)
+        model,
+        TokenStream(split),
+        model.config.max_position_embeddings,
+        characters_per_token=characters_per_token(corpus, split),
     )
     print(
         f"{corpus.name}, {arguments.split} split, {evaluation.targets:,} tokens: "

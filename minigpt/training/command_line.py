@@ -18,6 +18,7 @@ from transformers.hf_argparser import string_to_bool
 from minigpt.modeling_minigpt.configuration_minigpt import MiniGPTConfig
 from minigpt.training.arguments import MiniGPTTrainingArguments
 from minigpt.training.presets import PRESETS, get_preset
+from minigpt.training.vocabulary import KINDS, SENTENCEPIECE_TYPES, SUBWORDS
 
 # The tokenizer decides about these; the last one concerns a classifier.
 _NOT_OPTIONS = {"vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "classifier_dropout"}
@@ -58,6 +59,7 @@ class TrainCommand:
         data: Sources of text, or None for the default.
         device: `cpu`, `cuda`, `mps`, or None for the best there is.
         overwrite: Whether a run that the output folder already holds is replaced.
+        vocabulary: What of `Vocabulary` is not its default.
         model: Fields of the config that differ from the preset's.
         training: Training arguments that differ from the preset's.
     """
@@ -66,6 +68,7 @@ class TrainCommand:
     data: list[str] | None = None
     device: str | None = None
     overwrite: bool = False
+    vocabulary: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
 
@@ -87,6 +90,8 @@ def parse_train_command(argv: Sequence[str] | None = None) -> TrainCommand:
     command = TrainCommand(
         **{name: values.pop(name) for name in ("preset", "data", "device", "overwrite") if name in values}
     )
+    options = {"tokenizer": "kind", "vocab_size": "size", "sentencepiece_type": "sentencepiece_type"}
+    command.vocabulary = {options[name]: values.pop(name) for name in list(values) if name in options}
     try:
         preset = get_preset(command.preset)
         command.model = {name: values.pop(name) for name in list(values) if name in _model_types()}
@@ -126,6 +131,17 @@ def build_parser(show_all: bool = False) -> argparse.ArgumentParser:
     )
     add("--device", metavar="NAME", help="cpu, cuda or mps (default: the best there is)")
     add("--overwrite", action="store_true", help="replace the run that the output folder holds")
+
+    add("--tokenizer", choices=KINDS, metavar="KIND", help=f"{', '.join(KINDS)}: what the tokens are (default: char)")
+    add(
+        "--vocab_size", type=int, metavar="N", help=f"tokens of a bpe or sentencepiece vocabulary (default: {SUBWORDS})"
+    )
+    add(
+        "--sentencepiece_type",
+        choices=SENTENCEPIECE_TYPES,
+        metavar="TYPE",
+        help=f"{' or '.join(SENTENCEPIECE_TYPES)} (default: unigram)" if show_all else argparse.SUPPRESS,
+    )
 
     model = parser.add_argument_group("model")
     aliases = {name: alias for alias, name in MiniGPTConfig.attribute_map.items()}

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from minigpt.hub.publishing.ongoing import open_repository
 from minigpt.hub.trained import AskedWrongly, check_vocabulary, find_device
 from minigpt.modeling_minigpt.generation_minigpt import lecture_generation_config
-from minigpt.tokenization.tokenization_minigpt import MiniGPTTokenizer
 from minigpt.training.arguments import MiniGPTTrainingArguments
 from minigpt.training.checkpoints import find_checkpoint
 from minigpt.training.command_line import parse_train_command
@@ -25,8 +24,9 @@ from minigpt.training.presets import MODEL_CLASSES, Preset, get_preset, one_sent
 from minigpt.training.progress import no_progress_bars
 from minigpt.training.report import describe_run, hardware, in_units, write_json
 from minigpt.training.sample import write_sample
-from minigpt.training.tokens import tokenize_corpus
+from minigpt.training.tokens import characters_per_token, tokenize_corpus
 from minigpt.training.trainer import MiniGPTTrainer
+from minigpt.training.vocabulary import Vocabulary, in_words, untrained_ids
 
 SAMPLE_TOKENS = 500
 
@@ -45,7 +45,7 @@ class Run:
 
     folder: Path
     model: PreTrainedModel
-    tokenizer: MiniGPTTokenizer
+    tokenizer: PreTrainedTokenizerBase
     validation: Evaluation
     report: dict[str, Any]
 
@@ -66,6 +66,7 @@ def main_train(argv: Sequence[str] | None = None) -> None:
             command.data,
             device=command.device,
             overwrite=command.overwrite,
+            vocabulary=Vocabulary(**command.vocabulary),
             model=command.model,
             training=command.training,
         )
@@ -80,6 +81,7 @@ def train(
     *,
     device: str | None = None,
     overwrite: bool = False,
+    vocabulary: Vocabulary | None = None,
     model: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
 ) -> Run:
@@ -90,6 +92,7 @@ def train(
         data: What `load_text` takes; by default what it finds.
         device: `cpu`, `cuda` or `mps`; by default the best there is.
         overwrite: Whether a run that the output folder already holds is replaced.
+        vocabulary: What the tokens are; by default the text's characters.
         model: Fields of the model's config that differ from the preset's.
         training: Arguments of `MiniGPTTrainingArguments` that differ from the preset's, `output_dir` (by default
             `runs/<preset>`) and `resume_from_checkpoint` (a folder, or True for the last whole one) among them.
@@ -106,6 +109,8 @@ def train(
     """
     chosen = get_preset(preset)
     chosen.build_config(**(model or {}))  # impossible values are refused before anything is read
+    vocabulary = vocabulary or Vocabulary()
+    vocabulary.check()
     args = _arguments(chosen, device, dict(training or {}))
     folder, is_main = Path(args.output_dir), args.process_index == 0
     resuming = bool(args.resume_from_checkpoint)
@@ -118,7 +123,7 @@ def train(
     if checkpoint:
         check_same_text(checkpoint, corpus.sha256)
     with args.main_process_first() if args.world_size > 1 else nullcontext():
-        tokenizer = MiniGPTTokenizer.from_iterator(corpus.chunks())
+        tokenizer = vocabulary.learn(corpus)
         tokens = tokenize_corpus(corpus, tokenizer)
     set_seed(args.seed)
     network = _build_model(chosen, tokenizer, dict(model or {}))
@@ -126,7 +131,14 @@ def train(
         check_same_model(checkpoint, network.config, tokenizer)
     if is_main:
         check_room(folder, network.num_parameters(), args.save_total_limit)
-    trainer = MiniGPTTrainer(network, args, tokens, text_sha256=corpus.sha256, processing_class=tokenizer)
+    trainer = MiniGPTTrainer(
+        network,
+        args,
+        tokens,
+        characters_per_token=characters_per_token(corpus, tokens["validation"]),
+        text_sha256=corpus.sha256,
+        processing_class=tokenizer,
+    )
     if is_main:
         if overwrite and not resuming:
             clear_folder(folder)
@@ -177,11 +189,11 @@ def _check_push(args: MiniGPTTrainingArguments, preset: Preset) -> None:
         )
 
 
-def _build_model(preset: Preset, tokenizer: MiniGPTTokenizer, changes: dict[str, Any]) -> PreTrainedModel:
+def _build_model(preset: Preset, tokenizer: Any, changes: dict[str, Any]) -> PreTrainedModel:
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     config = preset.build_config(vocab_size=len(tokenizer), **ids, **changes)
     network = MODEL_CLASSES[config.model_type](config)
-    network.generation_config = lecture_generation_config(sorted(tokenizer.all_special_ids), **ids)
+    network.generation_config = lecture_generation_config(untrained_ids(tokenizer), **ids)
     check_vocabulary(network, tokenizer)
     return network
 
@@ -264,15 +276,16 @@ def _score(network: PreTrainedModel, trainer: MiniGPTTrainer) -> Evaluation:
 
 
 def _print_header(
-    preset: Preset, corpus: Corpus, tokenizer: MiniGPTTokenizer, trainer: MiniGPTTrainer, checkpoint: Path | None
+    preset: Preset, corpus: Corpus, tokenizer: Any, trainer: MiniGPTTrainer, checkpoint: Path | None
 ) -> None:
     train, validation = (len(trainer.streams[split]) for split in ("train", "validation"))
+    unit = "characters" if hasattr(tokenizer, "stoi") else "tokens"
     if corpus.notice:
         print(corpus.notice)
     print(f"preset  {preset.name}: {preset.description}")
-    print(f"data    {corpus.name}: {train:,} characters to train on, {validation:,} to validate")
+    print(f"data    {corpus.name}: {train:,} {unit} to train on, {validation:,} to validate")
     print(f"model   {trainer.model.num_parameters():,} parameters, block of {trainer.block_size}")
-    print(f"        {len(tokenizer.stoi)} different characters and {len(tokenizer.all_special_ids)} special tokens")
+    print(f"        {in_words(tokenizer)}")
     print(f"device  {trainer.args.device.type}: {hardware(trainer.args.device)}")
     print(f"folder  {trainer.args.output_dir}" + (f", going on from {checkpoint.name}" if checkpoint else ""))
     print(flush=True)

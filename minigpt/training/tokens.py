@@ -83,6 +83,18 @@ def tokenize_corpus(
         shutil.rmtree(staged, ignore_errors=True)
 
 
+def characters_per_token(corpus: Corpus, split: datasets.Dataset) -> float:
+    """How many characters a token of a split stands for on average: 1 in a character vocabulary.
+
+    Args:
+        corpus: The text that was encoded.
+        split: `train` or `validation`, from `tokenize_corpus`.
+    """
+    cut = int(TRAIN_FRACTION * corpus.num_characters)
+    characters = cut if str(split.split) == "train" else corpus.num_characters - cut
+    return characters / len(TokenStream(split))
+
+
 def _encode(
     corpus: Corpus, start: int, stop: int, tokenizer: Any, digest: "hashlib._Hash"
 ) -> Iterator[NDArray[np.unsignedinteger]]:
