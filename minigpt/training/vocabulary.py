@@ -50,7 +50,7 @@ class Vocabulary:
         """Makes the tokenizer of a text. The same text gives the same one.
 
         Raises:
-            AskedWrongly: The size is too small for the bytes and characters that it must hold, or too large for the text.
+            AskedWrongly: The size is too small for the bytes and characters it must hold, or too large for the text.
         """
         try:
             if self.kind == "char":
