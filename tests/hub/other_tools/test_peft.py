@@ -116,6 +116,23 @@ def test_a_merged_adapter_is_a_plain_model_with_the_same_logits(saved, ids, tmp_
     torch.testing.assert_close(plain(input_ids=ids).logits, expected, atol=1e-5, rtol=1e-4)
 
 
+def test_what_an_adapter_has_learned_survives_saving_loading_and_merging(saved, few_steps, rows, ids, tmp_path):
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    plain = AutoModelForCausalLM.from_pretrained(saved)
+    untrained = plain(ids).logits
+    model = get_peft_model(plain, LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM", r=4))
+    train(model, few_steps(), rows)
+    learned = model(ids).logits
+    assert not torch.allclose(learned, untrained, atol=1e-2)
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(saved), tmp_path / "adapter").eval()
+    torch.testing.assert_close(loaded(ids).logits, learned, atol=1e-6, rtol=0)
+    loaded.merge_and_unload().save_pretrained(tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(merged(ids).logits, learned, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.door("`generate` through an adapter, past the block too", "peft", "transformers")
 def test_generating_through_an_adapter_is_the_loop_by_hand(saved, ids):
     model = adapted(saved).double()
