@@ -195,8 +195,7 @@ def import_(argv: Sequence[str]) -> None:
         default=None,
         help="the width by whose root the lecture's script divides attention scores (default: what suits --text)",
     )
-    parser.add_argument("--output", default=None, metavar="DIR", help="where to write it (default: runs/NAME)")
-    parser.add_argument("--overwrite", action="store_true", help="replace what the output folder holds")
+    _add_output(parser, "runs/NAME")
     arguments = parser.parse_args(argv)
     with _calm():
         from minigpt.hub.importing.sources import import_model
@@ -221,8 +220,7 @@ def export(argv: Sequence[str]) -> None:
     parser = _parser("export", "Write a model in another format.", "minigpt export runs/seed --to onnx")
     parser.add_argument("model", metavar="MODEL", help="a folder that `minigpt train` wrote, or a Hub id")
     parser.add_argument("--to", required=True, choices=formats, metavar="FORMAT", help=", ".join(formats))
-    parser.add_argument("--output", default=None, metavar="DIR", help="where to write it (default: MODEL-FORMAT)")
-    parser.add_argument("--overwrite", action="store_true", help="replace what the output folder holds")
+    _add_output(parser, "MODEL-FORMAT")
     arguments = parser.parse_args(argv)
     with _calm():
         from minigpt.hub.exporting.formats import export_model
@@ -335,6 +333,11 @@ def _parser(command: str, description: str, example: str) -> _Parser:
 def _underscored(argument: str) -> str:
     name, equals, value = argument.partition("=")
     return f"--{name[2:].replace('-', '_')}{equals}{value}" if name.startswith("--") else argument
+
+
+def _add_output(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument("--output", default=None, metavar="DIR", help=f"where to write it (default: {default})")
+    parser.add_argument("--overwrite", action="store_true", help="replace what the output folder holds")
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
