@@ -74,7 +74,7 @@ EXTRAS = {
 }
 REQUIREMENTS = [
     *(Requirement(requirement) for requirement in PROJECT["dependencies"]),
-    *(requirement for name, requirements in EXTRAS.items() if name != "all" for requirement in requirements),
+    *(one for requirements in EXTRAS.values() for one in requirements if one.name != PROJECT["name"]),
 ]
 
 
