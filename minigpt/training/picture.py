@@ -1,7 +1,7 @@
 """The picture of a run: how the losses came down, drawn to be shown to somebody."""
 
 import math
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -140,7 +140,7 @@ def _write_title(figure: Figure, report: dict[str, Any]) -> None:
     size = f"{model['parameters'] / 1e6:.3g} M" if model["parameters"] >= 1e5 else f"{model['parameters']:,}"
     step = f"at step {model['step']:,}, " if model["chosen_on_validation"] else ""
     for x, y, words, style in (
-        (LEFT, 0.935, f"{report['preset']} on {report['data']['name']}", TITLE),
+        (LEFT, 0.935, f"{_origin(report)} on {report['data']['name']}", TITLE),
         (LEFT, 0.87, f"{size} parameters, {training['steps']:,} steps in {_duration(training['seconds'])}", CAPTION),
         (LEFT, 0.785, "loss", CAPTION),
         (RIGHT, 0.935, f"{validation['loss']:.3f}", TITLE | {"color": COLOURS["validation"]}),
@@ -148,6 +148,10 @@ def _write_title(figure: Figure, report: dict[str, Any]) -> None:
     ):
         side = "left" if x == LEFT else "right"
         figure.text(x, y, words, horizontalalignment=side, verticalalignment="center", **style)
+
+
+def _origin(report: dict[str, Any]) -> str:
+    return str(report["preset"]) if "preset" in report else PurePath(report["base"]["name"]).name
 
 
 def _duration(seconds: float) -> str:

@@ -13,9 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from minigpt.training.arguments import MiniGPTTrainingArguments
-from minigpt.training.corpus import Corpus
 from minigpt.training.evaluation import Evaluation
-from minigpt.training.presets import Preset
 
 _TRAINING = (
     "max_steps",
@@ -81,13 +79,13 @@ def in_units(evaluation: Evaluation) -> dict[str, float]:
 
 
 def describe_run(
-    preset: Preset,
+    origin: dict[str, Any],
     model: PreTrainedModel,
-    corpus: Corpus,
-    split: dict[str, int],
+    data: dict[str, Any],
     args: MiniGPTTrainingArguments,
     *,
     steps: int,
+    tokens: int,
     seconds: float,
     validation: Evaluation,
     model_step: int,
@@ -98,12 +96,12 @@ def describe_run(
     """Gathers what `run.json` holds.
 
     Args:
-        preset: What the run started from.
+        origin: What the run started from: its `preset`, or the `base` of a fine-tuning.
         model: The model that is saved.
-        corpus: The text.
-        split: Tokens in each split.
+        data: What it was trained on.
         args: The arguments of the run.
         steps: How many steps were made.
+        tokens: How many tokens it saw in them.
         seconds: How long training took, estimates and checkpoints included, over all parts of a resumed run.
         validation: Of the saved model, over the whole validation split.
         model_step: After which step the saved model was.
@@ -111,11 +109,8 @@ def describe_run(
         best: The checkpoint with the lowest estimate, where it is not the saved model.
         curves: `step`, `train` and `validation` of each estimate.
     """
-    crops = steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    tokens = crops * model.config.max_position_embeddings
     arguments = args.to_dict()
-    return {
-        "preset": preset.name,
+    return origin | {
         "model": {
             "class": type(model).__name__,
             "parameters": model.num_parameters(),
@@ -123,13 +118,7 @@ def describe_run(
             "chosen_on_validation": chosen_on_validation,
             "config": json.loads(model.config.to_json_string(use_diff=True)),
         },
-        "data": {
-            "name": corpus.name,
-            "bytes": corpus.num_bytes,
-            "characters": corpus.num_characters,
-            "sha256": corpus.sha256,
-            "split_tokens": split,
-        },
+        "data": data,
         "training": {name: arguments[name] for name in _TRAINING}
         | _unusual(arguments)
         | {

@@ -16,13 +16,15 @@ def write_sample(model: Any, tokenizer: PreTrainedTokenizerBase, length: int, se
     Args:
         model: A causal language model; it is left in the mode it was in.
         tokenizer: Its tokenizer.
-        length: Tokens to write.
+        length: Tokens to write; fewer where a model cannot go on beyond its block, as MiniGPT can.
         seed: Which sample; the same seed and the same model write the same text.
 
     Returns:
         The text after the new line.
     """
     start = encode_prompt(tokenizer, "").to(model.device)  # (1, 1)
+    if not hasattr(model.config, "rolls_past_block"):
+        length = min(length, getattr(model.config, "max_position_embeddings", length + 1) - start.shape[1])
     was_training = model.training
     model.eval()
     try:

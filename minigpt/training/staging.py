@@ -12,6 +12,7 @@ from typing import Any
 from transformers import Trainer, TrainerCallback
 
 from minigpt.training.checkpoints import (
+    BASE_HASH,
     TEXT_HASH,
     UNFINISHED,
     checkpoint_fault,
@@ -38,11 +39,15 @@ class StagedTrainer(Trainer):
         *args: As for `transformers.Trainer`.
         text_sha256: Hash of the text that is trained on, kept in every checkpoint, so that whoever goes on from one
             can tell whether it is still the same text; None to keep nothing.
+        base_sha256: Hash of the weights that a fine-tuning began with, kept likewise, and beside the saved model.
         **kwargs: As for `transformers.Trainer`.
     """
 
-    def __init__(self, *args: Any, text_sha256: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, text_sha256: str | None = None, base_sha256: str | None = None, **kwargs: Any
+    ) -> None:
         self._text_sha256 = text_sha256
+        self._base_sha256 = base_sha256
         self._staging: Path | None = None
         self._resumed_from: Path | None = None
         self._kept: set[Path] = set()
@@ -61,9 +66,12 @@ class StagedTrainer(Trainer):
             remove_unfinished(run_dir)
         return super().train(str(self._resumed_from) if self._resumed_from else None, *args, **kwargs)
 
-    def _save(self, *args: Any, **kwargs: Any) -> None:
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         with no_progress_bars():
-            super()._save(*args, **kwargs)
+            super()._save(output_dir, state_dict)
+        if self._base_sha256:
+            folder = Path(output_dir or self.args.output_dir)
+            (folder / BASE_HASH).write_text(f"{self._base_sha256}\n", encoding="utf-8")
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
         started = super()._init_training_state(*args, **kwargs)

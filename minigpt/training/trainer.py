@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -16,8 +17,8 @@ from transformers.training_args import OptimizerNames
 
 from minigpt.training.arguments import MiniGPTTrainingArguments
 from minigpt.training.batches import RandomCrops, Windows, collate
-from minigpt.training.evaluation import Evaluation, estimate_loss
-from minigpt.training.progress import ProgressLines
+from minigpt.training.evaluation import Evaluation, estimate_loss, validation_loss
+from minigpt.training.progress import ProgressLines, no_progress_bars
 from minigpt.training.publishing import PublishingTrainer
 from minigpt.training.sample import write_sample
 from minigpt.training.stream import TokenStream
@@ -41,6 +42,7 @@ class MiniGPTTrainer(PublishingTrainer):
         tokens: The splits `train` and `validation`, from `tokenize_corpus`; or give `train_dataset` and `eval_dataset`
             as to the stock Trainer, and it trains and evaluates as that one does.
         characters_per_token: For bits a character; 1 for a character vocabulary.
+        block_size: Tokens of input in a crop; by default as many as the model takes.
         **kwargs: As for `transformers.Trainer`; `processing_class` is the tokenizer that samples are decoded with.
 
     Raises:
@@ -58,6 +60,7 @@ class MiniGPTTrainer(PublishingTrainer):
         tokens: datasets.DatasetDict | None = None,
         *,
         characters_per_token: float = 1.0,
+        block_size: int | None = None,
         **kwargs: Any,
     ) -> None:
         args = args or MiniGPTTrainingArguments()
@@ -70,7 +73,7 @@ class MiniGPTTrainer(PublishingTrainer):
             if model is None:
                 raise TypeError("training on tokens needs the model itself: its block size decides about the crops.")
             self.streams = {split: TokenStream(tokens[split]) for split in ("train", "validation")}
-            self.block_size = model.config.max_position_embeddings
+            self.block_size = block_size or model.config.max_position_embeddings
             kwargs["train_dataset"] = RandomCrops(
                 self.streams["train"],
                 self.block_size,
@@ -101,7 +104,28 @@ class MiniGPTTrainer(PublishingTrainer):
         """Estimates the loss on both splits and writes a sample; given a dataset, does as transformers does."""
         if eval_dataset is not None or not self.streams:
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        losses = estimate_loss(
+        losses = self.estimate()
+        validation = Evaluation(losses["validation"], targets=1, characters=self.characters_per_token)
+        metrics = {
+            f"{metric_key_prefix}_loss": validation.loss,
+            f"{metric_key_prefix}_train_loss": losses["train"],
+            f"{metric_key_prefix}_bits_per_character": validation.bits_per_character,
+            f"{metric_key_prefix}_perplexity": validation.perplexity,
+        }
+        self.log(metrics)
+        # After the log: reporting integrations take numbers only. Nothing can be drawn from a model that has diverged.
+        in_pieces = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        is_wanted = self.args.sample_length and self.args.should_save and not in_pieces
+        sample = ""
+        if is_wanted and self.processing_class is not None and all(math.isfinite(loss) for loss in losses.values()):
+            sample = self.sample(self.args.sample_length)
+        self.state.log_history[-1][f"{metric_key_prefix}_sample"] = sample
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def estimate(self) -> dict[str, float]:
+        """Estimates the loss on `train` and `validation`, in nats a token, always from the same crops."""
+        return estimate_loss(
             self.model,
             self.streams,
             self.block_size,
@@ -112,25 +136,39 @@ class MiniGPTTrainer(PublishingTrainer):
             world_size=self.args.world_size,
             total=self.accelerator.reduce if self.args.world_size > 1 else None,
         )
-        validation = Evaluation(losses["validation"], targets=1, characters=self.characters_per_token)
-        metrics = {
-            f"{metric_key_prefix}_loss": validation.loss,
-            f"{metric_key_prefix}_train_loss": losses["train"],
-            f"{metric_key_prefix}_bits_per_character": validation.bits_per_character,
-            f"{metric_key_prefix}_perplexity": validation.perplexity,
-        }
-        self.log(metrics)
-        # After the log: reporting integrations take numbers only. Nothing can be drawn from a model that has diverged.
-        sample = self._sample() if all(math.isfinite(loss) for loss in losses.values()) else ""
-        self.state.log_history[-1][f"{metric_key_prefix}_sample"] = sample
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
 
-    def _sample(self) -> str:
-        in_pieces = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        if not self.args.sample_length or self.processing_class is None or in_pieces or not self.args.should_save:
-            return ""
-        return write_sample(self.model, self.processing_class, self.args.sample_length, seed=self.args.seed)
+    def score(self, model: nn.Module) -> Evaluation:
+        """Scores a model on the whole validation split."""
+        return validation_loss(
+            model,
+            self.streams["validation"],
+            self.block_size,
+            self.args.per_device_eval_batch_size,
+            characters_per_token=self.characters_per_token,
+        )
+
+    def score_checkpoint(self, checkpoint: Path) -> Evaluation:
+        """Scores the model of a checkpoint likewise, and leaves the one in training as it is."""
+        network = self.accelerator.unwrap_model(self.model)
+        with no_progress_bars():
+            if isinstance(network, PreTrainedModel):
+                return self.score(type(network).from_pretrained(checkpoint).to(network.device))
+            network.load_adapter(str(checkpoint), adapter_name="checkpoint")
+        network.set_adapter("checkpoint")
+        try:
+            return self.score(network)
+        finally:
+            network.set_adapter("default")
+            network.delete_adapter("checkpoint")
+
+    def sample(self, length: int) -> str:
+        """Lets the model write `length` tokens, drawing nothing from the training's randomness."""
+        return write_sample(self.model, self.processing_class, length, seed=self.args.seed)
+
+    def tokens_seen(self) -> int:
+        """How many tokens the model was trained on so far, counted as often as it saw them."""
+        crops_a_step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return self.state.global_step * crops_a_step * self.block_size
 
     def _evaluate(
         self, trial: Any, ignore_keys_for_eval: list[str] | None, skip_scheduler: bool = False

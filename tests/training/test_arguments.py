@@ -10,8 +10,8 @@ from transformers import TrainingArguments
 from minigpt.cli import main
 from minigpt.training.arguments import MiniGPTTrainingArguments
 from minigpt.training.command_line import build_parser, parse_train_command
+from minigpt.training.preparation import build_arguments
 from minigpt.training.presets import get_preset
-from minigpt.training.run import _arguments
 
 
 def refusal(capsys, *argv):
@@ -31,7 +31,7 @@ def test_nothing_said_is_the_preset_seed():
 
 def test_flags_win_over_the_preset_and_the_rest_of_it_stays(tmp_path):
     command = parse_train_command(["--preset", "nano-cpu", "--learning_rate", "0.1", "--output_dir", str(tmp_path)])
-    args = _arguments(get_preset(command.preset), "cpu", command.training)
+    args = build_arguments(get_preset(command.preset).training, command.training, device="cpu")
     assert args.learning_rate == 0.1
     assert (args.max_steps, args.adam_beta2, args.lr_scheduler_kwargs) == (2000, 0.99, {"min_lr": 1e-4})
 
@@ -64,7 +64,7 @@ def test_every_stock_argument_is_an_option_and_makes_it_to_the_arguments():
 @pytest.mark.parametrize(("changes", "steps"), [({}, -1), ({"max_steps": 9}, 9)])
 def test_epochs_asked_for_win_over_the_number_of_steps_of_the_preset(tmp_path, changes, steps):
     asked = {"output_dir": str(tmp_path), "num_train_epochs": 3, **changes}
-    assert _arguments(get_preset("seed"), "cpu", asked).max_steps == steps
+    assert build_arguments(get_preset("seed").training, asked, device="cpu").max_steps == steps
 
 
 def test_resuming_takes_a_folder_or_none():

@@ -1,0 +1,151 @@
+"""How a run trains and ends: interrupted with a checkpoint, or scored, saved, drawn and reported."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from minigpt.training.corpus import Corpus
+from minigpt.training.evaluation import Evaluation
+from minigpt.training.interruption import StopOnInterrupt, TrainingInterrupted
+from minigpt.training.picture import draw_losses
+from minigpt.training.report import describe_run, in_units, write_json
+from minigpt.training.trainer import MiniGPTTrainer
+
+SAMPLE_TOKENS = 500
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run has made.
+
+    Attributes:
+        folder: Where everything lies: the model, the tokenizer, `run.json`, `loss.png`, `sample.txt`, checkpoints.
+        model: The trained model, in evaluation mode.
+        tokenizer: Its tokenizer.
+        validation: The model's loss over the whole validation split.
+        report: What `run.json` holds.
+    """
+
+    folder: Path
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    validation: Evaluation
+    report: dict[str, Any]
+
+
+def describe_text(corpus: Corpus, trainer: MiniGPTTrainer) -> dict[str, Any]:
+    """What `run.json` says of the text that a run trains on."""
+    return {
+        "name": corpus.name,
+        "bytes": corpus.num_bytes,
+        "characters": corpus.num_characters,
+        "sha256": corpus.sha256,
+        "split_tokens": {split: len(stream) for split, stream in trainer.streams.items()},
+    }
+
+
+def run_to_the_end(
+    trainer: MiniGPTTrainer, checkpoint: Path | None, *, origin: dict[str, Any], data: dict[str, Any]
+) -> Run:
+    """Trains, and makes of the output folder a finished run.
+
+    Args:
+        trainer: What trains.
+        checkpoint: What to go on from, or None.
+        origin: What the run started from, for `run.json`.
+        data: What it trains on, likewise.
+
+    Raises:
+        FloatingPointError: The training has diverged; its checkpoints from before are still there.
+        PushFailed: The Hub did not take the run, all of which is saved.
+        TrainingInterrupted: Ctrl-C was pressed; a checkpoint has been saved.
+    """
+    _train_until_interrupted(trainer, checkpoint)
+    args, state, network = trainer.args, trainer.state, trainer.model.eval()
+    network.config.use_cache = True  # the Trainer has turned it off
+    folder = Path(args.output_dir)
+    validation = trainer.score(network)
+    trainer.refuse_divergence(validation.loss)
+    best_checkpoint = state.best_model_checkpoint and Path(state.best_model_checkpoint)
+    is_chosen = bool(args.load_best_model_at_end and best_checkpoint)
+    model_step = state.best_global_step if is_chosen else state.global_step
+    best = None
+    if best_checkpoint and best_checkpoint.is_dir() and state.best_global_step != model_step:
+        best = {
+            "step": state.best_global_step,
+            "estimate": state.best_metric,
+            "checkpoint": best_checkpoint.name,
+            "validation": in_units(trainer.score_checkpoint(best_checkpoint)),
+        }
+    curves = [
+        {"step": entry["step"], "train": entry["eval_train_loss"], "validation": entry["eval_loss"]}
+        for entry in state.log_history
+        if "eval_train_loss" in entry
+    ]
+    report = describe_run(
+        origin,
+        network,
+        data,
+        args,
+        steps=state.global_step,
+        tokens=trainer.tokens_seen(),
+        seconds=next(entry["train_runtime"] for entry in reversed(state.log_history) if "train_runtime" in entry),
+        validation=validation,
+        model_step=model_step,
+        chosen_on_validation=is_chosen,
+        best=best,
+        curves=curves,
+    )
+    trainer.save_model(_internal_call=True)  # pushes nothing yet
+    trainer.save_state()
+    if args.should_save:
+        sample = trainer.sample(SAMPLE_TOKENS)
+        (folder / "sample.txt").write_text(sample + "\n", encoding="utf-8")
+        draw_losses(report, folder / "loss.png")
+        write_json(folder / "run.json", report)
+        if args.process_index == 0:
+            _print_results(folder, report, sample)
+    if args.push_to_hub and (pushed := trainer.push_to_hub(commit_message=None)) is not None:
+        print(f"hub      {pushed.url}", flush=True)
+    return Run(folder, network, trainer.processing_class, validation, report)
+
+
+def _train_until_interrupted(trainer: MiniGPTTrainer, checkpoint: Path | None) -> None:
+    interrupt = StopOnInterrupt()
+    trainer.add_callback(interrupt)
+    # Processes of one run would stop at different steps and wait for each other for ever.
+    with interrupt if trainer.args.world_size == 1 else nullcontext():
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    step = trainer.state.global_step
+    if interrupt.requested and step < trainer.state.max_steps:
+        saved = Path(trainer.args.output_dir) / f"checkpoint-{step}"
+        raise TrainingInterrupted(
+            f"Stopped after step {step}; the checkpoint is {saved}. Go on with the same command and "
+            "--resume_from_checkpoint."
+        )
+
+
+def _print_results(folder: Path, report: dict[str, Any], sample: str) -> None:
+    validation, training, best = report["losses"]["validation"], report["training"], report["losses"]["best"]
+    print()
+    print(
+        f"validation loss {validation['loss']:.4f} nats a token over all {validation['targets']:,} "
+        f"({validation['bits_per_character']:.3f} bits a character, perplexity {validation['perplexity']:.2f})"
+    )
+    if report["model"]["chosen_on_validation"]:
+        print(f"of the model after step {report['model']['step']}, chosen for its loss on this same validation split")
+    if best:
+        print(
+            f"the best checkpoint, chosen on this same validation split: {folder / best['checkpoint']}, "
+            f"{best['validation']['loss']:.4f}"
+        )
+    speed = f"{training['tokens_per_second']:,.0f} tokens a second"
+    print(f"{training['steps']} steps in {training['seconds']:.0f} s, {speed}\n")
+    print(sample.strip("\n"))
+    print()
+    print(f"model    {folder}")
+    print(f"picture  {folder / 'loss.png'}")
+    print(f"more     minigpt generate {folder} --stream", flush=True)

@@ -1,0 +1,74 @@
+"""What is settled before a run reads anything: its arguments, its device, and whether the Hub will take it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from minigpt.hub.publishing.ongoing import open_repository
+from minigpt.hub.trained import AskedWrongly, find_device
+from minigpt.training.arguments import MiniGPTTrainingArguments
+from minigpt.training.presets import one_sentence
+
+
+def build_arguments(
+    defaults: Mapping[str, Any],
+    changes: Mapping[str, Any],
+    *,
+    device: str | None,
+    arguments_class: type[MiniGPTTrainingArguments] = MiniGPTTrainingArguments,
+) -> MiniGPTTrainingArguments:
+    """Builds the arguments of a run.
+
+    Args:
+        defaults: What holds unless something else was asked for.
+        changes: What was asked for.
+        device: `cpu`, `cuda` or `mps`; None for the best there is.
+        arguments_class: What to build.
+
+    Raises:
+        AskedWrongly: A value is impossible, or this machine has no such device.
+    """
+    changes = dict(changes)
+    if device is not None:
+        kind, _, index = device.partition(":")
+        if index:
+            raise AskedWrongly(
+                f"training takes no index of a device, got {device!r}; say --device {kind} and choose among several "
+                f"GPUs with the environment variable CUDA_VISIBLE_DEVICES={index}."
+            )
+        if find_device(device).type == "cpu":
+            changes["use_cpu"] = True
+    if "num_train_epochs" in changes:
+        changes.setdefault("max_steps", -1)  # the default number of steps would win over the epochs asked for
+    try:
+        args = arguments_class(**{**defaults, **changes})
+    except (ValueError, TypeError) as error:
+        raise AskedWrongly(one_sentence(error)) from error
+    if device is not None and args.device.type != find_device(device).type:
+        raise AskedWrongly(
+            f"training runs on {args.device.type} here; leave --device {device} out or say --device cpu."
+        )
+    return args
+
+
+def check_push(args: MiniGPTTrainingArguments, model_type: str) -> None:
+    """Finds out now what the Hub would refuse when the training is over; nothing is made there yet.
+
+    Raises:
+        AskedWrongly: A repository is named, and nothing is to be pushed there.
+        PushFailed: The Hub would not take the run.
+    """
+    if args.push_to_hub:
+        open_repository(
+            args.hub_model_id or Path(args.output_dir).absolute().name,
+            model_type,
+            token=args.hub_token,
+            private=bool(args.hub_private_repo),
+            revision=args.hub_revision,
+            create=False,
+        )
+    elif args.hub_model_id:
+        raise AskedWrongly(
+            f"hub_model_id names {args.hub_model_id} and nothing is pushed there without push_to_hub; add "
+            "--push_to_hub, or push the run with `minigpt push` when it is over."
+        )
