@@ -5,40 +5,23 @@ import functools
 import inspect
 import json
 import re
-import sys
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
-from transformers import HfArgumentParser, PreTrainedConfig, TrainingArguments
+from transformers import PreTrainedConfig
 from transformers.hf_argparser import string_to_bool
 
 from minigpt.modeling_minigpt.configuration_minigpt import MiniGPTConfig
-from minigpt.training.arguments import MiniGPTTrainingArguments
+from minigpt.training.options import count_options, parse_options, training_parser
 from minigpt.training.presets import PRESETS, get_preset
 from minigpt.training.vocabulary import KINDS, SENTENCEPIECE_TYPES, SUBWORDS
 
 # The tokenizer decides about these; the last one concerns a classifier.
 _NOT_OPTIONS = {"vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "classifier_dropout"}
-# What a learner changes first, and what is said about it where the config's or the Trainer's own words are too many;
-# the others are shown by --help_all.
-_SHOWN: dict[str, str] = {
-    "num_hidden_layers": "",
-    "num_attention_heads": "",
-    "hidden_size": "",
-    "max_position_embeddings": "",
-    "dropout": "",
-    "output_dir": "folder for the checkpoints and the model (default: runs/PRESET)",
-    "max_steps": "number of training steps",
-    "per_device_train_batch_size": "crops in a batch",
-    "learning_rate": "the peak learning rate",
-    "seed": "for the weights, the crops and the dropout (default: 42)",
-    "load_best_model_at_end": "end with the best checkpoint by validation loss, not with the last",
-    "push_to_hub": "put every save and the finished run on the Hub",
-    "hub_model_id": "the repository there: NAME, or OWNER/NAME (default: the folder's name)",
-}
+# What a learner changes first; the other fields are shown by --help_all.
+_SHOWN = {"num_hidden_layers", "num_attention_heads", "hidden_size", "max_position_embeddings", "dropout"}
 _EPILOG = """\
 example:
   minigpt train --data my.txt --preset seed --n_layer 6 --dropout 0.1 --max_steps 2000
@@ -79,13 +62,7 @@ def parse_train_command(argv: Sequence[str] | None = None) -> TrainCommand:
     Raises:
         SystemExit: 0 after help was printed; 2 if something was asked wrongly, which stands on stderr in one sentence.
     """
-    parser = build_parser()
-    given, unknown = parser.parse_known_args(argv)
-    if getattr(given, "help_all", False):
-        build_parser(show_all=True).print_help()
-        raise SystemExit(0)
-    if unknown:
-        _refuse(parser, unknown[0])
+    parser, given = parse_options(build_parser, argv)
     values = vars(given)
     command = TrainCommand(
         **{name: values.pop(name) for name in ("preset", "data", "device", "overwrite") if name in values}
@@ -108,19 +85,14 @@ def build_parser(show_all: bool = False) -> argparse.ArgumentParser:
     Args:
         show_all: Whether the help shows all of the stock arguments.
     """
-    parser = _Parser(
-        MiniGPTTrainingArguments,
-        prog="minigpt train",
-        description="Train a model on a text and save it, ready for AutoModelForCausalLM.",
-        usage="minigpt train [--preset NAME] [--data TEXT ...] [options]",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = training_parser(
+        "train",
+        "Train a model on a text and save it, ready for AutoModelForCausalLM.",
+        "minigpt train [--preset NAME] [--data TEXT ...] [options]",
+        show_all=show_all,
+        said={"output_dir": "folder for the checkpoints and the model (default: runs/PRESET)"},
     )
-    ours = {own.name for own in fields(MiniGPTTrainingArguments)} - {stock.name for stock in fields(TrainingArguments)}
-    for action in parser._actions:
-        _tidy(action, shown=show_all or action.dest in ours or action.dest in _SHOWN)
     add = functools.partial(parser.add_argument, default=argparse.SUPPRESS)
-    add("--help_all", action="store_true", help="show every option, the stock training arguments too")
     add("--preset", metavar="NAME", help=f"{', '.join(PRESETS)} (default: seed)")
     add(
         "--data",
@@ -159,51 +131,8 @@ def build_parser(show_all: bool = False) -> argparse.ArgumentParser:
         action.option_strings = spellings
 
     presets = "\n".join(f"  {preset.name:9} {preset.description}" for preset in PRESETS.values())
-    parser.epilog = _EPILOG.format(presets=presets, count=len({action.dest for action in parser._actions}))
+    parser.epilog = _EPILOG.format(presets=presets, count=count_options(parser))
     return parser
-
-
-class _Parser(HfArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {' '.join(message.split())}", file=sys.stderr)
-        raise SystemExit(2)
-
-
-def _tidy(action: argparse.Action, shown: bool) -> None:
-    """Turns a generated option into one of ours: no default of its own, and a short help or none."""
-    if action.dest == "help":
-        return
-    action.default, action.required = argparse.SUPPRESS, False
-    if action.dest == "resume_from_checkpoint":
-        action.nargs, action.const, shown = "?", True, True
-        action.help = "go on from the last whole checkpoint of the output folder, or from this one"
-    if action.type is string_to_bool and action.nargs is None:
-        action.nargs, action.const = "?", True  # one that may be None is a switch like any other
-    switches_off = action.option_strings[0].startswith("--no_")
-    is_switch = action.const is True and action.type is string_to_bool
-    if not shown or (is_switch and _is_on(action.dest)):
-        action.help = argparse.SUPPRESS
-    elif switches_off:
-        action.help = f"not: {action.help}"
-    else:
-        action.help = _SHOWN.get(action.dest, action.help)
-    if action.choices is None and action.nargs != 0:
-        action.metavar = "BOOL" if is_switch else "DIR" if action.dest.endswith(("_dir", "checkpoint")) else "VALUE"
-    # Both spellings are understood, with underscores and with hyphens; one is enough to read.
-    action.option_strings = action.option_strings[:1]
-
-
-def _is_on(name: str) -> bool:
-    return MiniGPTTrainingArguments.__dataclass_fields__[name].default is True
-
-
-def _refuse(parser: argparse.ArgumentParser, unknown: str) -> NoReturn:
-    option = unknown.partition("=")[0]
-    if not option.startswith("--"):
-        parser.error(f"{unknown!r} belongs to no option.")
-    known = [known for action in parser._actions for known in action.option_strings]
-    nearest = get_close_matches(option, known, n=1, cutoff=0.6)
-    parser.error(f"there is no option {option}; {f'did you mean {nearest[0]}?' if nearest else 'see --help_all.'}")
 
 
 def _model_types() -> dict[str, Any]:
