@@ -20,6 +20,7 @@ from minigpt.hub.chatting.streaming import TokenStreamer
 from minigpt.hub.trained import AskedWrongly
 from minigpt.modeling_minigpt.generation_minigpt import lecture_generation_config
 from minigpt.tokenization.subword import train_bpe
+from minigpt.training.finetuning.chat_template import CHAT_TEMPLATE
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz !?.<|>\n"
 ROLES = ["<|system|>", "<|user|>", "<|assistant|>"]
@@ -128,6 +129,19 @@ def test_each_answer_follows_on_the_whole_conversation(talk: Talk) -> None:
     assert said == ""
     alone = answer_to(model, tokenizer, f"<|user|>bye{END}<|assistant|>")
     assert alone != answers[-1]  # else the history would not show
+
+
+def test_the_space_that_a_template_writes_before_an_answer_is_no_part_of_it(
+    talk: Talk, shown: Callable[..., list[str]]
+) -> None:
+    tokenizer = instructed(CHAT_TEMPLATE.replace(":", "!"))
+    model = build(tokenizer, max_position_embeddings=256, lm_head_bias=True)
+    with torch.no_grad():
+        model.lm_head.bias[tokenizer.stoi[" "]] = 1000.0
+    prompts = shown(model, tokenizer)
+    printed, _ = talk(model, tokenizer, "hi", "so", max_new_tokens=3)
+    assert printed == "  \n  \n"
+    assert prompts == ["user! hi\nassistant!", f"user! hi\nassistant!   {END}\nuser! so\nassistant!"]
 
 
 def test_the_system_message_comes_first(talk: Talk, shown: Callable[..., list[str]]) -> None:

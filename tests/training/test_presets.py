@@ -8,7 +8,7 @@ from minigpt.training.arguments import MiniGPTTrainingArguments
 from minigpt.training.presets import PRESETS, get_preset
 
 
-@pytest.mark.parametrize("name", ["bigram", "seed", "nano-cpu", "nano"])
+@pytest.mark.parametrize("name", ["bigram", "seed", "nano-cpu", "nano", "chat"])
 def test_preset_builds_its_config_and_its_arguments(name, tmp_path):
     preset = get_preset(name)
     config = preset.build_config(vocab_size=68)
@@ -41,6 +41,11 @@ def test_nanogpt_presets_start_with_scaled_residual_projections():
         for projection in (layer.self_attn.o_proj, layer.mlp.down_proj):
             assert projection.weight.std().item() == pytest.approx(0.02 / 8**0.5, rel=0.05)
         assert layer.mlp.up_proj.weight.std().item() == pytest.approx(0.02, rel=0.05)
+
+
+def test_chat_is_rotary_with_a_block_of_256():
+    config = get_preset("chat").build_config()
+    assert (config.position_embedding_type, config.max_position_embeddings) == ("rope", 256)
 
 
 def test_unknown_preset_names_the_nearest_and_lists_all():

@@ -71,7 +71,7 @@ class Conversation:
             return
         encode_prompt(self.tokenizer, line)  # which refuses by name what the vocabulary lacks
         turns, input_ids = self._fit([*self.turns, _user(line)])
-        said = _speak(self.model, self.tokenizer, input_ids, self.sampling)
+        said = _speak(self.model, self.tokenizer, input_ids, self.sampling, self._opening())
         self.turns = [*turns, _assistant(said.text)]
 
     def instruct(self, system: str) -> None:
@@ -105,6 +105,12 @@ class Conversation:
         if (length := input_ids.shape[1]) > block:
             raise AskedWrongly(f"this makes a prompt of {length} tokens and the block has {block}; say it shorter.")
         return turns, input_ids
+
+    def _opening(self) -> str:
+        """The space or new line that the template itself writes before an answer, and after its prompt for one."""
+        prompt, answered = (self._render(turns, system="") for turns in ([_user("?")], [_user("?"), _assistant("!")]))
+        opening = answered.removeprefix(prompt).partition("!")[0]
+        return opening if opening.isspace() else ""
 
     def _encode(self, turns: list[Message]) -> torch.Tensor:
         self._render(turns, self.system)  # which says what a template has to object
@@ -184,12 +190,13 @@ class Continuation:
 
 
 class _Answer(TokenStreamer):
-    """Prints an answer on lines of its own, and keeps it."""
+    """Prints an answer on lines of its own, and keeps it; what every answer opens with is no part of its text."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, opening: str) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self.tokens: list[int] = []
         self.text = ""
+        self.opening = opening
 
     def put(self, value: torch.Tensor) -> None:
         if not self.next_tokens_are_prompt:
@@ -197,15 +204,21 @@ class _Answer(TokenStreamer):
         super().put(value)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        if text and self.opening:
+            text, self.opening = text.removeprefix(self.opening), ""
         self.text += text
         print(text, end="\n" if stream_end and not self.text.endswith("\n") else "", flush=True)
 
 
 def _speak(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, input_ids: torch.Tensor, sampling: dict[str, Any]
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    input_ids: torch.Tensor,
+    sampling: dict[str, Any],
+    opening: str = "",
 ) -> _Answer:
     """Prints what follows on ids (1, seq), until its end or Ctrl-C."""
-    input_ids, answer = input_ids.to(model.device), _Answer(tokenizer)
+    input_ids, answer = input_ids.to(model.device), _Answer(tokenizer, opening)
     try:
         # The tokenizer is for stop strings, should the generation config have any.
         model.generate(

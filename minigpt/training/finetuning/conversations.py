@@ -50,7 +50,7 @@ class Conversations:
 
 
 def load_conversations(source: str | Path) -> Conversations:
-    """Reads a JSONL file, or a dataset of the Hub by its id.
+    """Reads a JSONL file, or a dataset of the Hub by its id, or makes the conversations of `plays`.
 
     A row has `messages` (a list of turns, each with `role` and `content`), or `prompt` and `completion`, which are both
     text or both such lists.
@@ -58,11 +58,17 @@ def load_conversations(source: str | Path) -> Conversations:
     Raises:
         CorpusError: There is no such file or dataset, or a row is not one of these; the message names file and line.
     """
+    if source == "plays":
+        from minigpt.training.finetuning.plays_task import plays_conversations
+
+        return plays_conversations()
     path = Path(source).expanduser()
     if path.is_file():
         return _from_file(path)
     if path.suffix in (".jsonl", ".json") or path.is_dir() or str(source).count("/") != 1:
-        raise CorpusError(f"There is no file {str(source)!r}; give a JSONL file, or the id of a dataset on the Hub.")
+        raise CorpusError(
+            f"There is no file {str(source)!r}; give a JSONL file, the id of a dataset on the Hub, or plays."
+        )
     return _from_hub(str(source))
 
 

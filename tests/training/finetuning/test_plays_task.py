@@ -1,0 +1,155 @@
+import dataclasses
+import hashlib
+import json
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+
+from minigpt.tokenization.tokenization_minigpt import MiniGPTTokenizer
+from minigpt.training.corpus import PLAYS
+from minigpt.training.finetuning.chat_template import CHAT_TEMPLATE
+from minigpt.training.finetuning.conversations import load_conversations
+from minigpt.training.finetuning.labels import label_rows
+from minigpt.training.finetuning.plays_task import REPLY, SPEAK, WHO, Prompt, held_out_prompts, plays_conversations
+
+SPEECHES = [tuple(part.split(":\n", 1)) for part in PLAYS.read_text(encoding="utf-8").strip("\n").split("\n\n")]
+WORDS = dict(SPEECHES)
+FOLLOWING = {(first, second) for (first, _), (second, _) in pairwise(SPEECHES)}
+CONVERSATIONS = plays_conversations()
+PROMPTS = held_out_prompts()
+
+
+def asked(messages):
+    """Every phrase of a conversation with the name that it is about."""
+    about = None
+    for message in messages:
+        if message["role"] == "assistant":
+            about = message["content"].partition(":\n")[0]
+        elif message["content"] in REPLY:
+            yield message["content"], about
+        else:
+            yield next(
+                (phrase, name)
+                for phrase in SPEAK + WHO
+                for before, after in [phrase.split("{}")]
+                if message["content"].startswith(before) and message["content"].endswith(after)
+                for name in [message["content"][len(before) : len(message["content"]) - len(after)]]
+                if name in WORDS
+            )
+
+
+LEARNED = Counter(pair for row in CONVERSATIONS.rows for pair in asked(row.messages))
+
+
+def test_the_plays_are_what_conversations_are_made_of_by_that_name():
+    assert load_conversations("plays") == CONVERSATIONS
+    assert CONVERSATIONS.name == "plays"
+
+
+def test_each_machine_makes_the_same_conversations():
+    assert CONVERSATIONS.sha256 == "f55adc4b89fdc4ccf042a5baed97727544799fe7346900e316ff11da9092081b"
+    content = "".join(json.dumps({"messages": row.messages}) + "\n" for row in CONVERSATIONS.rows).encode()
+    assert (len(content), hashlib.sha256(content).hexdigest()) == (CONVERSATIONS.num_bytes, CONVERSATIONS.sha256)
+
+
+def test_of_a_held_out_prompt_the_phrase_and_the_name_are_learned_and_never_together():
+    phrases, names = ({pair[place] for pair in LEARNED} for place in (0, 1))
+    for prompt in PROMPTS:
+        *_, (phrase, name) = asked(prompt.messages)
+        assert (phrase, name) not in LEARNED
+        assert phrase in phrases
+        assert name in names
+    assert phrases == {*SPEAK, *WHO, *REPLY}
+    assert Counter(prompt.kind for prompt in PROMPTS) == dict.fromkeys(("speech", "name", "reply"), len(names))
+
+
+def test_what_a_held_out_prompt_tells_first_is_asked_as_it_was_learned():
+    for prompt in PROMPTS:
+        *first, _ = asked(prompt.messages)
+        assert all(pair in LEARNED for pair in first)
+
+
+def test_every_speech_is_in_the_plays_under_its_name():
+    spoken = set(SPEECHES)
+    for row in CONVERSATIONS.rows:
+        for message in row.messages[1::2]:
+            name, colon, words = message["content"].partition(":\n")
+            assert not colon or (name, words) in spoken
+
+
+def test_whoever_answers_does_so_in_the_plays():
+    for row in CONVERSATIONS.rows:
+        pairs = list(asked(row.messages))
+        for (phrase, name), said in zip(pairs, row.messages[1::2], strict=True):
+            other = said["content"].partition(":\n")[0].removesuffix(".")
+            if phrase in SPEAK:
+                assert other == name
+            elif phrase in WHO:
+                assert (name, other) in FOLLOWING
+    for prompt in PROMPTS:
+        *_, (phrase, name) = asked(prompt.messages)
+        if phrase in SPEAK:
+            assert prompt.names == {name}
+        else:
+            assert {(name, other) for other in prompt.names} <= FOLLOWING
+
+
+def test_rows_fit_into_a_block_of_256_characters_of_the_plays():
+    tokenizer = MiniGPTTokenizer.from_text(PLAYS.read_text(encoding="utf-8"), chat_template=CHAT_TEMPLATE)
+    some = dataclasses.replace(CONVERSATIONS, rows=CONVERSATIONS.rows[:500])
+    assert label_rows(some, tokenizer, 256).num_cut == 0
+    for row in CONVERSATIONS.rows:
+        text = tokenizer.apply_chat_template(list(row.messages), tokenize=False)
+        text = text.replace(tokenizer.eos_token, ".")
+        assert len(text) <= 256
+        assert set(text) <= tokenizer.stoi.keys()
+
+
+HAMLET, OPHELIA = frozenset({"HAMLET"}), frozenset({"OPHELIA", "POLONIUS"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "names", "answer"),
+    [
+        ("speech", HAMLET, "HAMLET:\nWords, words, words."),
+        ("speech", HAMLET, " HAMLET:\nThe air bites shrewdly;\nit is very cold."),
+        ("name", OPHELIA, " OPHELIA."),
+        ("reply", OPHELIA, "POLONIUS:\nWhat is the matter, my lord?"),
+    ],
+)
+def test_an_answer_of_the_asked_form_counts_if_it_ends(kind, names, answer):
+    prompt = Prompt(kind, (), names)
+    assert prompt.has_asked_form(answer, has_ended=True)
+    assert not prompt.has_asked_form(answer, has_ended=False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "names", "answer"),
+    [
+        ("speech", HAMLET, ""),
+        ("speech", HAMLET, "HAMLET:\n"),
+        ("speech", HAMLET, "HAMLET:\n \n"),
+        ("speech", HAMLET, "HAMLET: Words, words, words."),
+        ("speech", HAMLET, "OPHELIA:\nWords, words, words."),
+        ("speech", HAMLET, "HAMLETS:\nWords, words, words."),
+        ("speech", HAMLET, "Words, words, words."),
+        ("speech", HAMLET, "HAMLET:\nWords.\n\nOPHELIA:\nMy lord?"),
+        ("speech", HAMLET, "HAMLET."),
+        ("name", OPHELIA, "HAMLET."),
+        ("name", OPHELIA, "OPHELIA"),
+        ("name", OPHELIA, "OPHELIA, my lord."),
+        ("name", OPHELIA, "OPHELIA:\nMy lord."),
+        ("name", OPHELIA, "."),
+        ("reply", OPHELIA, "HAMLET:\nWords, words, words."),
+    ],
+)
+def test_an_answer_of_another_form_does_not_count(kind, names, answer):
+    assert not Prompt(kind, (), names).has_asked_form(answer, has_ended=True)
+
+
+def test_the_true_answers_have_the_asked_form():
+    for prompt in PROMPTS:
+        speaker = sorted(prompt.names)[-1]
+        answer = f"{speaker}." if prompt.kind == "name" else f"{speaker}:\n{WORDS[speaker]}"
+        assert prompt.has_asked_form(answer, has_ended=True)
