@@ -216,7 +216,7 @@ def import_(argv: Sequence[str]) -> None:
 
 def export(argv: Sequence[str]) -> None:
     """Writes a model in another format."""
-    formats = ("torch", "onnx", "gpt2", "llama", "qwen3", "nanochat", "gguf")
+    formats = ("torch", "onnx", "gpt2", "llama", "qwen3", "nanochat", "gguf", "merged")
     parser = _parser("export", "Write a model in another format.", "minigpt export runs/seed --to onnx")
     parser.add_argument("model", metavar="MODEL", help="a folder that `minigpt train` wrote, or a Hub id")
     parser.add_argument("--to", required=True, choices=formats, metavar="FORMAT", help=", ".join(formats))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi
+from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -45,10 +46,10 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
 
 
 def open_trained(source: str | Path, device: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Loads a causal language model and its tokenizer for evaluation.
+    """Loads a causal language model and its tokenizer for evaluation; an adapter with the model that it is for.
 
     Args:
-        source: A folder, or a Hub repository's id.
+        source: A folder, or a Hub repository's id, of a model or of an adapter.
         device: `cuda`, `mps` or `cpu`; the best there is by default.
 
     Raises:
@@ -59,19 +60,28 @@ def open_trained(source: str | Path, device: str | None = None) -> tuple[PreTrai
         raise AskedWrongly("the model's name is empty; name a folder or a Hub id.")
     target = find_device(device)
     minigpt.register()
+    from minigpt.hub.adapters import is_adapter, open_adapter  # which needs what is defined here
+
+    local_only = Path(source).is_dir() or not hub_has(str(source))
+    adapted = is_adapter(source, local_files_only=local_only)
+    model, tokenizer = (open_adapter if adapted else _open_whole)(source, local_files_only=local_only)
+    check_vocabulary(model, tokenizer)
+    return model.to(target).eval(), tokenizer
+
+
+def _open_whole(source: str | Path, *, local_files_only: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     is_folder = Path(source).is_dir()
     if is_folder and not (Path(source) / "config.json").is_file():
         raise OSError(f"the folder {source} holds no model: it has no config.json.")
     try:
-        local_only = is_folder or not hub_has(str(source))
         model = AutoModelForCausalLM.from_pretrained(
             source,
-            local_files_only=local_only,
+            local_files_only=local_files_only,
             # Where PEFT is installed, the Hub is also asked for an adapter, by other keywords.
-            adapter_kwargs={"local_files_only": local_only},
+            adapter_kwargs={"local_files_only": local_files_only},
         )
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local_only)
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local_files_only)
+    except (OSError, SafetensorError, json.JSONDecodeError, HFValidationError) as error:
         if is_folder:
             reason = " ".join(str(error).split())
             raise OSError(f"the model in {source} is damaged or half-written ({reason}); train it again.") from error
@@ -79,8 +89,7 @@ def open_trained(source: str | Path, device: str | None = None) -> tuple[PreTrai
             f"{source} is neither a folder nor a model that the Hub gives out; "
             "check the name, or train one with `minigpt train`."
         ) from error
-    check_vocabulary(model, tokenizer)
-    return model.to(target).eval(), tokenizer
+    return model, tokenizer
 
 
 def hub_has(repository: str) -> bool:

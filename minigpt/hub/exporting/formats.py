@@ -2,10 +2,14 @@
 
 from pathlib import Path
 
+from transformers import PreTrainedModel
+
+from minigpt.hub.adapters import is_adapter
 from minigpt.hub.extras import require_extra
 from minigpt.hub.folders import check_output, staged_folder
+from minigpt.hub.loading_bars import no_progress_bars
 from minigpt.hub.stock.conversion import ARCHITECTURES, refuse_what_is_no_minigpt, save_stock, to_stock
-from minigpt.hub.trained import AskedWrongly, open_trained
+from minigpt.hub.trained import AskedWrongly, hub_has, open_trained
 
 # What has no stock architecture's limits: a bigram becomes a graph as well.
 GRAPHS = ("torch", "onnx")
@@ -20,9 +24,10 @@ def export_model(source: str | Path, to: str, output: str | Path | None = None, 
     """Writes a model in another format.
 
     Args:
-        source: A folder, or a Hub repository's id.
-        to: `torch` (an exported program), `onnx`, `gguf`, or a stock architecture: `gpt2`, `llama`, `qwen3`,
-            `nanochat`.
+        source: A folder, or a Hub repository's id, of a model or of an adapter.
+        to: `torch` (an exported program), `onnx`, `gguf`, a stock architecture: `gpt2`, `llama`, `qwen3`, `nanochat`;
+            or `merged`, the plain model that an adapter and the model that it is for are together. In the other
+            formats an adapter is merged too.
         output: The folder to write. By default it is called MODEL-FORMAT, and stands beside a local model and in the
             current folder for one from the Hub.
         overwrite: Whether to replace what the output folder holds.
@@ -31,7 +36,8 @@ def export_model(source: str | Path, to: str, output: str | Path | None = None, 
         The folder written.
 
     Raises:
-        AskedWrongly: The format cannot express the model, its extra is not installed, or the output cannot be written.
+        AskedWrongly: The format cannot express the model, an adapter cannot be merged or there is none to merge, an
+            extra is not installed, or the output cannot be written.
         OSError: There is no model under that name, or it cannot be read.
     """
     target = _default_output(source, to) if output is None else Path(output)
@@ -39,12 +45,20 @@ def export_model(source: str | Path, to: str, output: str | Path | None = None, 
     check_output(target, overwrite=overwrite)
     if to in EXTRAS:
         require_extra(*EXTRAS[to])
+    if to == "merged":
+        _refuse_what_is_no_adapter(source)
     model, tokenizer = open_trained(source, "cpu")
-    if to not in GRAPHS:
+    if not isinstance(model, PreTrainedModel):
+        raise AskedWrongly(f"the adapter in {source} cannot be merged into weights; use it as it is.")
+    if to not in (*GRAPHS, "merged"):
         refuse_what_is_no_minigpt(model, to)
     with staged_folder(target, overwrite=overwrite) as folder:
         if to in ARCHITECTURES:
             save_stock(to_stock(model, to), tokenizer, folder)
+        elif to == "merged":
+            with no_progress_bars():
+                model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
         elif to == "gguf":
             from minigpt.hub.exporting.gguf_file import export_gguf
 
@@ -62,6 +76,11 @@ def _default_output(source: str | Path, to: str) -> Path:
         return Path(f"{folder.name}-{to}")
     folder = folder if folder.name not in ("", "..") else folder.resolve()
     return folder.with_name(f"{folder.name}-{to}")
+
+
+def _refuse_what_is_no_adapter(source: str | Path) -> None:
+    if not is_adapter(source, local_files_only=Path(source).is_dir() or not hub_has(str(source))):
+        raise AskedWrongly(f"{source} is no adapter, and there is nothing to merge; use it as it is.")
 
 
 def _refuse_to_replace(source: str | Path, output: Path) -> None:
