@@ -75,7 +75,7 @@ def estimate_loss(
     for name, stream in streams.items():
         crops = RandomCrops(stream, block_size, seed=seed, length=num_crops)
         mine = range(num_crops)[rank::world_size]
-        nats, targets = _sum_of_losses(model, _batches(crops, mine, batch_size))
+        nats, targets = sum_of_losses(model, _batches(crops, mine, batch_size))
         if total is not None:
             sums = torch.tensor([nats, targets], dtype=torch.float64, device=_device(model))
             nats, targets = total(sums).tolist()
@@ -107,7 +107,7 @@ def validation_loss(
         CorpusError: The stream has no two tokens.
     """
     windows = Windows(stream, block_size)
-    nats, targets = _sum_of_losses(model, _batches(windows, range(len(windows)), batch_size))
+    nats, targets = sum_of_losses(model, _batches(windows, range(len(windows)), batch_size))
     return Evaluation(nats / targets, targets, targets * characters_per_token)
 
 
@@ -117,8 +117,12 @@ def _batches(dataset: RandomCrops | Windows, indices: range, batch_size: int) ->
 
 
 @torch.no_grad()
-def _sum_of_losses(model: nn.Module, batches: Iterator[dict[str, Tensor]]) -> tuple[float, int]:
-    """Returns the sum over all targets, in nats, and how many there are."""
+def sum_of_losses(model: nn.Module, batches: Iterator[dict[str, Tensor]]) -> tuple[float, int]:
+    """Scores batches as `collate` makes them.
+
+    Returns:
+        The sum of the losses of all targets, in nats, and how many targets there are.
+    """
     nats, targets = 0.0, 0
     device = _device(model)
     with _evaluating(model):

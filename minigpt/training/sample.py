@@ -1,6 +1,6 @@
 """Text out of a model in training, drawn without touching the randomness that the training draws from."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,12 +25,34 @@ def write_sample(model: Any, tokenizer: PreTrainedTokenizerBase, length: int, se
     start = encode_prompt(tokenizer, "").to(model.device)  # (1, 1)
     if not hasattr(model.config, "rolls_past_block"):
         length = min(length, getattr(model.config, "max_position_embeddings", length + 1) - start.shape[1])
+    special = {"suppress_tokens": tokenizer.all_special_ids or None, "pad_token_id": tokenizer.pad_token_id}
+    ids = _draw(model, start, length, seed, **special)
+    return tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def write_answer(model: Any, prompt: Sequence[int], length: int, seed: int = 0) -> list[int]:
+    """Samples what follows on a prompt, until the model ends it, from the whole distribution likewise.
+
+    Args:
+        model: A causal language model whose generation config says where an answer ends; left in the mode it was in.
+        prompt: Ids of the prompt.
+        length: Tokens to write at most.
+        seed: Which answer.
+
+    Returns:
+        The answer's ids, the end of text included if it is there.
+    """
+    return _draw(model, torch.tensor([prompt], device=model.device), length, seed)
+
+
+def _draw(model: Any, start: torch.Tensor, length: int, seed: int, **how: Any) -> list[int]:
+    """The ids that follow on `start`, of shape (1, seq)."""
     was_training = model.training
     model.eval()
     try:
         with _randomness_of_its_own(model.device, seed):
             output = model.generate(
-                start,
+                input_ids=start,
                 attention_mask=torch.ones_like(start),
                 do_sample=True,
                 top_k=0,
@@ -38,12 +60,11 @@ def write_sample(model: Any, tokenizer: PreTrainedTokenizerBase, length: int, se
                 temperature=1.0,
                 use_cache=True,
                 max_new_tokens=length,
-                suppress_tokens=tokenizer.all_special_ids or None,
-                pad_token_id=tokenizer.pad_token_id,
+                **how,
             )
     finally:
         model.train(was_training)
-    return tokenizer.decode(output[0, start.shape[1] :], skip_special_tokens=True)
+    return list(output[0, start.shape[1] :].tolist())
 
 
 @contextmanager

@@ -102,7 +102,7 @@ class MiniGPTTrainer(PublishingTrainer):
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Estimates the loss on both splits and writes a sample; given a dataset, does as transformers does."""
-        if eval_dataset is not None or not self.streams:
+        if eval_dataset is not None or not self.estimates:
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         losses = self.estimate()
         validation = Evaluation(losses["validation"], targets=1, characters=self.characters_per_token)
@@ -122,6 +122,11 @@ class MiniGPTTrainer(PublishingTrainer):
         self.state.log_history[-1][f"{metric_key_prefix}_sample"] = sample
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    @property
+    def estimates(self) -> bool:
+        """Whether it is watched by estimates of its own, and not by what the stock Trainer does."""
+        return bool(self.streams)
 
     def estimate(self) -> dict[str, float]:
         """Estimates the loss on `train` and `validation`, in nats a token, always from the same crops."""

@@ -22,11 +22,13 @@ class LabelledRows:
         dataset: `input_ids` and `labels` of each row, of one length; -100 where nothing is learned.
         num_cut: Rows that were cut to the block.
         num_left_out: Rows that were left out, for the cut took all that was to be learned.
+        conversations: What each row of the dataset was written from.
     """
 
     dataset: datasets.Dataset
     num_cut: int
     num_left_out: int
+    conversations: tuple[Conversation, ...]
 
 
 def label_rows(
@@ -73,16 +75,31 @@ def label_rows(
             f"{where}, with {length:,}); cut them with --truncate, shorten them, or take a model of a longer block."
         )
     # The first token is nobody's target.
-    kept = [(ids, labels) for ids, labels in rows if any(label != IGNORED for label in labels[1:])]
+    kept = [place for place, (_, labels) in enumerate(rows) if any(label != IGNORED for label in labels[1:])]
     if not kept:
         raise CorpusError(
             f"no row of {conversations.name} has an answer within its first {block_size} tokens; shorten the prompts, "
             "or take a model of a longer block."
         )
     dataset = datasets.Dataset.from_dict(
-        {"input_ids": [ids for ids, _ in kept], "labels": [labels for _, labels in kept]}
+        {"input_ids": [rows[place][0] for place in kept], "labels": [rows[place][1] for place in kept]}
     )
-    return LabelledRows(dataset, num_cut=len(too_long), num_left_out=len(rows) - len(kept))
+    return LabelledRows(
+        dataset,
+        num_cut=len(too_long),
+        num_left_out=len(rows) - len(kept),
+        conversations=tuple(conversations.rows[place] for place in kept),
+    )
+
+
+def prompt_of(conversation: Conversation, tokenizer: Any) -> list[int]:
+    """The tokens that the first answer to learn from goes on from."""
+    if not conversation.messages:
+        return list(tokenizer(conversation.prompt, add_special_tokens=False)["input_ids"])
+    roles = [turn["role"] for turn in conversation.messages]
+    before = conversation.messages[: roles.index("assistant", conversation.num_given)]
+    written = tokenizer.apply_chat_template(list(before), add_generation_prompt=True, tokenize=True, return_dict=True)
+    return list(written["input_ids"])
 
 
 def _check_template(tokenizer: Any, assistant_only_loss: bool) -> None:
