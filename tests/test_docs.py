@@ -1,7 +1,8 @@
 """Every block of code in docs/ runs, in the order of its page, in a folder where a reader would be.
 
-In a block of `sh`, a command of ours is called in this process, `pip install` must name extras that there are, and
-anything else runs as it stands. In a block of `sh background` is a server: it runs until its page is over.
+In a block of `sh`, a command of ours is called in this process, a training in a few steps unless it says how many;
+`pip install` must name extras that there are, and anything else runs as it stands. In a block of `sh background` is a
+server: it runs until its page is over.
 """
 
 import contextlib
@@ -34,6 +35,7 @@ PAGES = [
 # What a reader types where a command waits for it: something, and then an end, whatever was asked in between.
 TYPED = "hello\n!exit\n!exit\n"
 FEW_STEPS = ["--max_steps", "60", "--eval_iters", "1", "--sample_length", "5"]
+FEWER_STEPS = ["--max_steps", "5", *FEW_STEPS[2:]]
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +81,8 @@ def run_commands(code: str) -> None:
         if words[:1] == ["minigpt"]:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(sys, "stdin", io.StringIO(TYPED))
-                assert main(words[1:]) == 0, line
+                trains = words[1] in ("train", "finetune") and "--max_steps" not in words
+                assert main([*words[1:], *(FEWER_STEPS if trains else [])]) == 0, line
         elif words[:2] == ["pip", "install"]:
             for extra in re.findall(r"\[([\w,]+)\]", line):
                 assert set(extra.split(",")) <= EXTRAS.keys(), line

@@ -176,8 +176,8 @@ NANO = Preset(
     },
 )
 
-# A model to talk with: `minigpt finetune runs/chat --sft --data plays` teaches it to answer. Rotary positions, because a
-# name is then copied by how far back it stands, and in a conversation it may stand anywhere.
+# A model to talk with: `minigpt finetune runs/chat --sft --data plays` teaches it to answer. Rotary positions, because
+# to copy a name is to look a few places back, wherever in a conversation that is.
 CHAT = Preset(
     name="chat",
     description="a rotary model to be taught conversations: 0.8 M parameters, block of 256 (a few minutes on a CPU)",

@@ -110,40 +110,47 @@ def held_out_prompts() -> tuple[Prompt, ...]:
             default=None,
         )
         if first is not None:
-            asked = _user(_phrase(SPEAK, name, "first").format(name))
-            said = (asked, _assistant(str(first)), _user(_held_out(REPLY, name)))
+            said = (_bidding(name, "first"), _assistant(str(first)), _user(_held_out(REPLY, name)))
             prompts.append(Prompt("reply", said, answering))
     return tuple(prompts)
 
 
 def _rows() -> Iterator[tuple[Message, ...]]:
+    singles = [*_speaking(), *_naming()]
+    yield from singles
+    yield from _replying()
+    # Questions one after the other have nothing to do with each other.
+    brief = [turn for turn in singles if len(turn[-1]["content"]) <= _LONGEST_FIRST_ANSWER]
+    for number, turn in enumerate(brief):
+        yield (*turn, *brief[_draw("next", str(number)) % len(brief)])
+
+
+def _speaking() -> Iterator[tuple[Message, ...]]:
     known = set(_names())
-    short = [speech for speech in _speeches() if speech.name in known and len(str(speech)) <= _LONGEST_ANSWER]
-    for number, speech in enumerate(short):
-        asked = _phrase(SPEAK, speech.name, f"speech {number}").format(speech.name)
-        yield (_user(asked), _assistant(str(speech)))
+    for number, speech in enumerate(_speeches()):
+        if speech.name in known and len(str(speech)) <= _LONGEST_ANSWER:
+            yield (_bidding(speech.name, f"speech {number}"), _assistant(str(speech)))
+
+
+def _naming() -> Iterator[tuple[Message, ...]]:
     for name in _names():
         for phrase in WHO:
             if phrase != _held_out(WHO, name):
                 for other in _answering()[name]:
                     yield (_user(phrase.format(name)), _assistant(f"{other}."))
+
+
+def _replying() -> Iterator[tuple[Message, ...]]:
     for number, (first, second) in enumerate(_exchanges()):
         if len(str(first)) <= _LONGEST_FIRST_ANSWER and len(str(second)) <= _LONGEST_SECOND_ANSWER:
-            asked = _phrase(SPEAK, first.name, f"exchange {number}").format(first.name)
-            reply = _phrase(REPLY, first.name, f"reply {number}")
-            yield (_user(asked), _assistant(str(first)), _user(reply), _assistant(str(second)))
-    # Questions one after the other have nothing to do with each other.
-    brief = [speech for speech in short if len(str(speech)) <= _LONGEST_FIRST_ANSWER]
-    for number, speech in enumerate(brief):
-        other = brief[_draw(f"other {number}") % len(brief)]
-        yield tuple(
-            message
-            for place, spoken in enumerate((speech, other))
-            for message in (
-                _user(_phrase(SPEAK, spoken.name, f"pair {number} {place}").format(spoken.name)),
-                _assistant(str(spoken)),
-            )
-        )
+            reply = (_user(_phrase(REPLY, first.name, f"reply {number}")), _assistant(str(second)))
+            yield (_bidding(first.name, f"exchange {number}"), _assistant(str(first)), *reply)
+            if number % 4 == 0:
+                yield reply  # as where a chat has left out what was said before
+
+
+def _bidding(name: str, key: str) -> Message:
+    return _user(_phrase(SPEAK, name, key).format(name))
 
 
 @cache

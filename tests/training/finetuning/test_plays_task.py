@@ -22,7 +22,7 @@ PROMPTS = held_out_prompts()
 
 def asked(messages):
     """Every phrase of a conversation with the name that it is about."""
-    about = None
+    about = None  # as where nothing was said before
     for message in messages:
         if message["role"] == "assistant":
             about = message["content"].partition(":\n")[0]
@@ -48,13 +48,13 @@ def test_the_plays_are_what_conversations_are_made_of_by_that_name():
 
 
 def test_each_machine_makes_the_same_conversations():
-    assert CONVERSATIONS.sha256 == "f55adc4b89fdc4ccf042a5baed97727544799fe7346900e316ff11da9092081b"
+    assert CONVERSATIONS.sha256 == "8d093376aa68f01bfdc82dc6d63ad9d20792f60579466a9aec27620c663f6a0a"
     content = "".join(json.dumps({"messages": row.messages}) + "\n" for row in CONVERSATIONS.rows).encode()
     assert (len(content), hashlib.sha256(content).hexdigest()) == (CONVERSATIONS.num_bytes, CONVERSATIONS.sha256)
 
 
 def test_of_a_held_out_prompt_the_phrase_and_the_name_are_learned_and_never_together():
-    phrases, names = ({pair[place] for pair in LEARNED} for place in (0, 1))
+    phrases, names = ({pair[place] for pair in LEARNED} - {None} for place in (0, 1))
     for prompt in PROMPTS:
         *_, (phrase, name) = asked(prompt.messages)
         assert (phrase, name) not in LEARNED
@@ -62,12 +62,6 @@ def test_of_a_held_out_prompt_the_phrase_and_the_name_are_learned_and_never_toge
         assert name in names
     assert phrases == {*SPEAK, *WHO, *REPLY}
     assert Counter(prompt.kind for prompt in PROMPTS) == dict.fromkeys(("speech", "name", "reply"), len(names))
-
-
-def test_what_a_held_out_prompt_tells_first_is_asked_as_it_was_learned():
-    for prompt in PROMPTS:
-        *first, _ = asked(prompt.messages)
-        assert all(pair in LEARNED for pair in first)
 
 
 def test_every_speech_is_in_the_plays_under_its_name():
@@ -85,7 +79,7 @@ def test_whoever_answers_does_so_in_the_plays():
             other = said["content"].partition(":\n")[0].removesuffix(".")
             if phrase in SPEAK:
                 assert other == name
-            elif phrase in WHO:
+            elif name is not None:
                 assert (name, other) in FOLLOWING
     for prompt in PROMPTS:
         *_, (phrase, name) = asked(prompt.messages)
