@@ -3,12 +3,15 @@
 from typing import Any
 
 # Plain letters, so that a vocabulary of a text's own characters has them. An answer begins with the space after the
-# colon, because in subword vocabularies a word and the space before it are one token.
+# colon, because in subword vocabularies a word and the space before it are one token; and one that comes back from a
+# model with its space, to be shown to it again, is written as it was.
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
 {{- message.role + ':' -}}
 {%- if message.role == 'assistant' -%}
-{%- generation -%}{{- ' ' + message.content + eos_token -}}{%- endgeneration -%}
+{%- generation -%}
+{{- '' if message.content.startswith(' ') else ' ' -}}{{- message.content + eos_token -}}
+{%- endgeneration -%}
 {%- else -%}
 {{- ' ' + message.content -}}
 {%- endif -%}

@@ -67,7 +67,7 @@ class InstructionData:
     @property
     def num_targets(self) -> int:
         """How many tokens of the held-back rows are predicted."""
-        return sum(label != IGNORED for labels in self.validation["labels"] for label in labels[1:])
+        return sum(label != IGNORED for labels in self.validation["labels"] for label in labels)
 
     def in_words(self) -> str:
         """What a person is told of the rows, in one line."""
@@ -111,10 +111,7 @@ def prepare_instruction(
         CorpusError: There are no such conversations, or a row is not one to learn from.
     """
     settings = settings or InstructionSettings()
-    if tokenizer.eos_token_id is None:
-        raise AskedWrongly(
-            "the tokenizer has no end of text, by which a model says that its answer is over; give it an eos_token."
-        )
+    _end_of_text(tokenizer)
     conversations = load_conversations(source)
     give_chat_template(tokenizer)
     rows = label_rows(
@@ -151,24 +148,36 @@ def prepare_instruction(
 def learn_to_stop(model: Any, tokenizer: Any) -> None:
     """Lets a model end its text: `minigpt train` keeps the end of text, of which its text has none, from being drawn.
 
-    What else it suppresses, such as unknown characters and padding, stays suppressed.
+    What else it suppresses, such as unknown characters and padding, stays suppressed. A tokenizer that has no token
+    for padding pads with the end of text from now on: labels say what is learned, so nothing is lost by that.
+
+    Raises:
+        AskedWrongly: The tokenizer has no end of text.
     """
-    generation, end = model.generation_config, tokenizer.eos_token_id
+    generation, end = model.generation_config, _end_of_text(tokenizer)
     generation.suppress_tokens = [token for token in generation.suppress_tokens or [] if token != end] or None
-    known = generation.eos_token_id
-    ends = known if isinstance(known, list) else [] if known is None else [known]
-    if end not in ends:
-        generation.eos_token_id = [end, *ends] if ends else end
-    if model.config.eos_token_id is None:
-        model.config.eos_token_id = end
-    if generation.pad_token_id is None:
-        generation.pad_token_id = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    for settings in (model.config, generation):
+        known = settings.eos_token_id
+        ends = known if isinstance(known, list) else [] if known is None else [known]
+        if end not in ends:
+            settings.eos_token_id = [end, *ends] if ends else end
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.config.pad_token_id = generation.pad_token_id = tokenizer.pad_token_id
+
+
+def _end_of_text(tokenizer: Any) -> int:
+    if tokenizer.eos_token_id is None:
+        raise AskedWrongly(
+            "the tokenizer has no end of text, by which a model says that its answer is over; give it an eos_token."
+        )
+    return int(tokenizer.eos_token_id)
 
 
 def _labelled_characters(row: dict[str, list[int]], tokenizer: Any) -> int:
     """How many characters the targets of a row stand for; the end of text is none."""
     number, start = 0, 0
-    learned = [False, *(label != IGNORED for label in row["labels"][1:])]
+    learned = [label != IGNORED for label in row["labels"]]
     for place, (is_learned, follows) in enumerate(zip(learned, [*learned[1:], False], strict=True)):
         if is_learned and not learned[place - 1]:
             start = place

@@ -49,8 +49,7 @@ class InstructionTrainer(MiniGPTTrainer, SFTTrainer):
         model: A causal language model, or one with an adapter.
         args: The arguments of the run.
         data: The rows, from `prepare_instruction`.
-        processing_class: The tokenizer that they were made with. Without a token for padding, it pads with the end of
-            text from now on; labels decide what is learned, so nothing is lost by that.
+        processing_class: The tokenizer that they were made with.
         **kwargs: As for `MiniGPTTrainer`.
 
     Raises:

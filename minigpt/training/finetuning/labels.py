@@ -19,7 +19,8 @@ class LabelledRows:
     """Rows of tokens to train on.
 
     Attributes:
-        dataset: `input_ids` and `labels` of each row, of one length; -100 where nothing is learned.
+        dataset: `input_ids` and `labels` of each row, of one length; -100 where nothing is learned, as at each row's
+            beginning.
         num_cut: Rows that were cut to the block.
         num_left_out: Rows that were left out, for the cut took all that was to be learned.
         conversations: What each row of the dataset was written from.
@@ -67,6 +68,8 @@ def label_rows(
         labels = list(ids)
         if assistant_only_loss:
             labels = [token if learned else IGNORED for token, learned in zip(ids, is_learned, strict=True)]
+        # The first token is nobody's target, and trainers that count targets count some models' first ones too.
+        labels[:1] = [IGNORED]
         rows.append((ids[:block_size], labels[:block_size]))
     if too_long and not truncate:
         where, length = too_long[0]
@@ -74,8 +77,7 @@ def label_rows(
             f"{len(too_long):,} of {len(rows):,} rows are longer than the block of {block_size} tokens (the first is "
             f"{where}, with {length:,}); cut them with --truncate, shorten them, or take a model of a longer block."
         )
-    # The first token is nobody's target.
-    kept = [place for place, (_, labels) in enumerate(rows) if any(label != IGNORED for label in labels[1:])]
+    kept = [place for place, (_, labels) in enumerate(rows) if any(label != IGNORED for label in labels)]
     if not kept:
         raise CorpusError(
             f"no row of {conversations.name} has an answer within its first {block_size} tokens; shorten the prompts, "

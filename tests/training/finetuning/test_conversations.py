@@ -66,6 +66,14 @@ def test_a_prompt_for_generation_is_how_a_learned_answer_began(tokenizer: Any, t
     assert row["input_ids"][:first] == prompt
 
 
+def test_an_answer_is_shown_to_the_model_again_as_it_gave_it(tokenizer: Any) -> None:
+    given = [turn | {"content": f" {turn['content']}"} if turn["role"] == "assistant" else turn for turn in TALK]
+    written = tokenizer.apply_chat_template(TALK, return_dict=True, return_assistant_tokens_mask=True)
+    again = tokenizer.apply_chat_template(given, return_dict=True, return_assistant_tokens_mask=True)
+    assert again == written
+    assert sum(written["assistant_masks"]) > 0
+
+
 def test_of_a_prompt_and_its_completion_only_the_completion_is_learned(tokenizer: Any, tmp_path: Path) -> None:
     file = write(
         tmp_path,
@@ -77,13 +85,13 @@ def test_of_a_prompt_and_its_completion_only_the_completion_is_learned(tokenizer
     assert labelled(tokenizer, talk["input_ids"], talk["labels"]) == [" Bernardo?<|endoftext|>"]
     assert tokenizer.decode(bare["input_ids"]) == "Who is there? Bernardo.<|endoftext|>"
     assert labelled(tokenizer, bare["input_ids"], bare["labels"]) == [" Bernardo.<|endoftext|>"]
-    assert whole["labels"] == whole["input_ids"]
+    assert whole["labels"] == [IGNORED, *whole["input_ids"][1:]]  # nothing is before the first token
 
 
 def test_all_is_learned_where_that_is_asked_for(tokenizer: Any, tmp_path: Path) -> None:
     read = load_conversations(write(tmp_path, {"messages": TALK}))
     (row,) = label_rows(read, tokenizer, 300, assistant_only_loss=False).dataset
-    assert row["labels"] == row["input_ids"]
+    assert row["labels"] == [IGNORED, *row["input_ids"][1:]]
 
 
 def test_long_rows_are_refused_or_cut_and_counted(tmp_path: Path) -> None:
