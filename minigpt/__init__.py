@@ -25,6 +25,9 @@ if TYPE_CHECKING:  # what `__getattr__` imports when it is asked for
     from minigpt.training.arguments import MiniGPTTrainingArguments as MiniGPTTrainingArguments
     from minigpt.training.batches import get_batch as get_batch
     from minigpt.training.corpus import load_text as load_text
+    from minigpt.training.finetuning.adapters import LoraSettings as LoraSettings
+    from minigpt.training.finetuning.instruction import InstructionSettings as InstructionSettings
+    from minigpt.training.finetuning.run import finetune as finetune
     from minigpt.training.run import train as train
     from minigpt.training.stream import TokenStream as TokenStream
     from minigpt.training.tokens import tokenize_corpus as tokenize_corpus
@@ -36,6 +39,8 @@ _PUBLIC = {
     "BigramConfig": "modeling_minigpt.configuration_bigram",
     "BigramForCausalLM": "modeling_minigpt.modeling_bigram",
     "BigramModel": "modeling_minigpt.modeling_bigram",
+    "InstructionSettings": "training.finetuning.instruction",
+    "LoraSettings": "training.finetuning.adapters",
     "MiniGPTConfig": "modeling_minigpt.configuration_minigpt",
     "MiniGPTForCausalLM": "modeling_minigpt.modeling_minigpt",
     "MiniGPTForSequenceClassification": "modeling_minigpt.modeling_minigpt",
@@ -46,6 +51,7 @@ _PUBLIC = {
     "MiniGPTTrainingArguments": "training.arguments",
     "TextbookGPT": "modeling_minigpt.textbook",
     "TokenStream": "training.stream",
+    "finetune": "training.finetuning.run",
     "export_model": "hub.exporting.formats",
     "get_batch": "training.batches",
     "import_model": "hub.importing.sources",

@@ -4,6 +4,7 @@ import argparse
 import io
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -17,6 +18,7 @@ The smallest GPT that is a complete Hugging Face citizen.
 
 commands:
   train      train a model on a text          minigpt train --data my.txt
+  finetune   go on with a trained model       minigpt finetune runs/seed --data other.txt
   generate   write text with a trained model  minigpt generate runs/seed --prompt "ROMEO:"
   chat       talk with a trained model        minigpt chat runs/seed
   eval       measure a model on a text        minigpt eval runs/seed --data my.txt
@@ -36,6 +38,14 @@ def train(argv: Sequence[str]) -> None:
     from minigpt.training.run import main_train
 
     main_train(argv)
+
+
+def finetune(argv: Sequence[str]) -> None:
+    """Goes on training a model on a new text, or on conversations."""
+    from minigpt.training.finetuning.run import main_finetune
+
+    with _calm():
+        main_finetune(argv)
 
 
 def generate(argv: Sequence[str]) -> None:
@@ -147,12 +157,15 @@ def push(argv: Sequence[str]) -> None:
     parser = _parser(
         "push", "Put a trained model on the Hub, with its card.", "minigpt push runs/seed my-name/my-model"
     )
-    parser.add_argument("model", metavar="RUN", help="a folder that `minigpt train` or save_pretrained wrote")
+    parser.add_argument("model", metavar="RUN", help="a folder that minigpt train, finetune or save_pretrained wrote")
     parser.add_argument("repository", metavar="REPO", help="the repository: NAME, or OWNER/NAME")
     parser.add_argument("--private", action="store_true", help="a new repository is for its owner alone")
     parser.add_argument("--revision", default=None, metavar="BRANCH", help="the branch to push to (default: main)")
     parser.add_argument("--create_pr", action="store_true", help="open a pull request with the change")
     parser.add_argument("--commit_message", default=None, metavar="TEXT", help="what the change is")
+    parser.add_argument(
+        "--base", default=None, metavar="REPO", help="where on the Hub the model is that this was fine-tuned from"
+    )
     arguments = parser.parse_args(argv)
     with _calm():
         from minigpt.hub.publishing.publish import push_folder
@@ -164,6 +177,7 @@ def push(argv: Sequence[str]) -> None:
             revision=arguments.revision,
             create_pr=arguments.create_pr,
             commit_message=arguments.commit_message,
+            base=arguments.base,
         )
     if not done.written and not done.deleted:
         print("Nothing has changed: the Hub has it all already.", file=sys.stderr)
@@ -231,6 +245,7 @@ def export(argv: Sequence[str]) -> None:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": train,
+    "finetune": finetune,
     "generate": generate,
     "chat": chat,
     "eval": evaluate,
@@ -298,7 +313,10 @@ def _calm() -> Iterator[None]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            # What the libraries have yet to change in each other.
+            warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+            yield
     finally:
         logging.set_verbosity(verbosity)
         if has_bars:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import HfApi
@@ -45,12 +46,16 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
         )
 
 
-def open_trained(source: str | Path, device: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def open_trained(
+    source: str | Path, device: str | None = None, *, loading: dict[str, Any] | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Loads a causal language model and its tokenizer for evaluation; an adapter with the model that it is for.
 
     Args:
         source: A folder, or a Hub repository's id, of a model or of an adapter.
         device: `cuda`, `mps` or `cpu`; the best there is by default.
+        loading: More arguments of `from_pretrained` for a whole model: `dtype`, or `quantization_config` with the
+            `device_map` of the device.
 
     Raises:
         OSError: If there is no model under that name, or it cannot be read.
@@ -64,12 +69,18 @@ def open_trained(source: str | Path, device: str | None = None) -> tuple[PreTrai
 
     local_only = Path(source).is_dir() or not hub_has(str(source))
     adapted = is_adapter(source, local_files_only=local_only)
-    model, tokenizer = (open_adapter if adapted else _open_whole)(source, local_files_only=local_only)
+    if adapted:
+        model, tokenizer = open_adapter(source, local_files_only=local_only)
+    else:
+        model, tokenizer = _open_whole(source, local_files_only=local_only, **(loading or {}))
     check_vocabulary(model, tokenizer)
-    return model.to(target).eval(), tokenizer
+    # What is quantised lies where it was put.
+    return (model if getattr(model, "is_quantized", False) else model.to(target)).eval(), tokenizer
 
 
-def _open_whole(source: str | Path, *, local_files_only: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _open_whole(
+    source: str | Path, *, local_files_only: bool, **loading: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     is_folder = Path(source).is_dir()
     if is_folder and not (Path(source) / "config.json").is_file():
         raise OSError(f"the folder {source} holds no model: it has no config.json.")
@@ -79,6 +90,7 @@ def _open_whole(source: str | Path, *, local_files_only: bool) -> tuple[PreTrain
             local_files_only=local_files_only,
             # Where PEFT is installed, the Hub is also asked for an adapter, by other keywords.
             adapter_kwargs={"local_files_only": local_files_only},
+            **loading,
         )
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local_files_only)
     except (OSError, SafetensorError, json.JSONDecodeError, HFValidationError) as error:

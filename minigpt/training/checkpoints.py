@@ -17,8 +17,6 @@ logger = logging.getLogger(__name__)
 UNFINISHED = "_unfinished"
 # The hash of the text that a checkpoint was trained on.
 TEXT_HASH = "text.sha256"
-# The hash of the weights that a fine-tuning began with.
-BASE_HASH = "base.sha256"
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 # What FSDP and DeepSpeed keep their weights and optimizers in, in place of single files.

@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from minigpt.hub.adapters import BASE_HASH
 from minigpt.hub.publishing.card import CARD, is_generated
 from minigpt.modeling_minigpt import configuration_minigpt
 from minigpt.training.checkpoints import TEXT_HASH, UNFINISHED, all_checkpoints
@@ -17,10 +18,15 @@ _WRITTEN = (
     "config.json",
     "generation_config.json",
     "model.safetensors",
+    "adapter_config.json",
+    "adapter_model.safetensors",
     "tokenizer.json",
     "tokenizer_config.json",
+    "tokenizer.model",
+    "chat_template.jinja",
     "training_args.bin",
     "trainer_state.json",
+    BASE_HASH,
     "run.json",
     "loss.png",
     "sample.txt",
@@ -41,7 +47,8 @@ def check_folder(folder: Path, *, resuming: bool, overwrite: bool) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder} is a file; name another --output_dir.")
-    if not resuming and not overwrite and ((folder / "config.json").exists() or all_checkpoints(folder)):
+    holds_model = any((folder / name).exists() for name in ("config.json", "adapter_config.json"))
+    if not resuming and not overwrite and (holds_model or all_checkpoints(folder)):
         raise RunError(
             f"{folder} already holds a model; go on with --resume_from_checkpoint, replace it with --overwrite, "
             "or name another --output_dir."
@@ -93,12 +100,25 @@ def check_same_text(checkpoint: Path, sha256: str) -> None:
     Raises:
         RunError: The checkpoint was trained on a text of another hash. One without a hash is taken.
     """
-    file = checkpoint / TEXT_HASH
-    began_with = file.read_text(encoding="utf-8").strip() if file.is_file() else sha256
+    began_with = _kept_hash(checkpoint / TEXT_HASH, sha256)
     if began_with != sha256:
         raise RunError(
             f"{checkpoint} was trained on another text (of SHA-256 {began_with[:12]}..., and this one's is "
             f"{sha256[:12]}...); go on with the text that it began with, or train anew with --overwrite."
+        )
+
+
+def check_same_base(checkpoint: Path, sha256: str) -> None:
+    """Refuses to go on with a fine-tuning of another model.
+
+    Raises:
+        RunError: The checkpoint began with weights of another hash. One without a hash is taken.
+    """
+    began_with = _kept_hash(checkpoint / BASE_HASH, sha256)
+    if began_with != sha256:
+        raise RunError(
+            f"{checkpoint} began with another base (its weights have the hash {began_with[:12]}..., and this one's "
+            f"{sha256[:12]}...); go on with the base that it began with, or train anew with --overwrite."
         )
 
 
@@ -108,6 +128,8 @@ def check_same_model(checkpoint: Path, config: PreTrainedConfig, tokenizer: Any)
     Raises:
         RunError: The kind of model, a field of its config or the vocabulary differs.
     """
+    if not (checkpoint / "config.json").is_file():
+        raise RunError(f"{checkpoint} holds an adapter and no whole model; go on with --lora.")
     kind = json.loads((checkpoint / "config.json").read_text(encoding="utf-8")).get("model_type")
     if kind != config.model_type:
         raise RunError(
@@ -123,13 +145,26 @@ def check_same_model(checkpoint: Path, config: PreTrainedConfig, tokenizer: Any)
                 f"{checkpoint} has {name} {saved.get(name)!r} and this run {ours.get(name)!r}; give the options of the "
                 "run that is to go on."
             )
+    check_same_vocabulary(checkpoint, tokenizer)
+
+
+def check_same_vocabulary(checkpoint: Path, tokenizer: Any) -> None:
+    """Refuses to go on from a checkpoint of another vocabulary.
+
+    Raises:
+        RunError: It has other tokens. One whose tokens no file tells is taken.
+    """
     file = checkpoint / "tokenizer.json"
-    if file.is_file():
+    if file.is_file() and hasattr(tokenizer, "backend_tokenizer"):
         vocabulary = json.loads(file.read_text(encoding="utf-8"))["model"]["vocab"]
         if vocabulary != json.loads(tokenizer.backend_tokenizer.to_str())["model"]["vocab"]:
             raise RunError(
                 f"{checkpoint} has another vocabulary than this text; go on with the text that it began with."
             )
+
+
+def _kept_hash(file: Path, unless_kept: str) -> str:
+    return file.read_text(encoding="utf-8").strip() if file.is_file() else unless_kept
 
 
 def _nearest_existing(folder: Path) -> Path:

@@ -11,8 +11,8 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback
 
+from minigpt.hub.adapters import BASE_HASH
 from minigpt.training.checkpoints import (
-    BASE_HASH,
     TEXT_HASH,
     UNFINISHED,
     checkpoint_fault,
@@ -67,10 +67,14 @@ class StagedTrainer(Trainer):
         return super().train(str(self._resumed_from) if self._resumed_from else None, *args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        had_card = (folder / "README.md").exists()
         with no_progress_bars():
             super()._save(output_dir, state_dict)
+        if not had_card:
+            # PEFT's, a form that nobody has filled in.
+            (folder / "README.md").unlink(missing_ok=True)
         if self._base_sha256:
-            folder = Path(output_dir or self.args.output_dir)
             (folder / BASE_HASH).write_text(f"{self._base_sha256}\n", encoding="utf-8")
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:

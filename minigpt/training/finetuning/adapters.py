@@ -1,0 +1,129 @@
+"""LoRA: small trainable matrices beside the frozen weights of a model (Hu et al. 2021, through PEFT)."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from minigpt.hub.adapters import CONFIG
+from minigpt.hub.extras import require_extra
+from minigpt.hub.trained import AskedWrongly
+from minigpt.training.output_folder import RunError
+
+ALL_LINEAR = "all-linear"
+_SAME = {"r": "r", "lora_alpha": "alpha", "lora_dropout": "dropout"}
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """What an adapter is like.
+
+    Attributes:
+        r: Rank of each pair of matrices.
+        alpha: The adapter's output is multiplied by `alpha / r`.
+        dropout: Probability for the adapter's input.
+        targets: Names of the layers that get one, or `all-linear` for all linear layers but the output head.
+    """
+
+    r: int = 8
+    alpha: float = 16
+    dropout: float = 0.0
+    targets: str | tuple[str, ...] = ALL_LINEAR
+
+    def check(self) -> None:
+        """Refuses what no adapter can be.
+
+        Raises:
+            AskedWrongly: A number is out of its range, or PEFT is not installed.
+        """
+        if self.r < 1:
+            raise AskedWrongly(f"lora_r must be at least 1, got {self.r}.")
+        if not self.alpha > 0:
+            raise AskedWrongly(f"lora_alpha must be above 0, got {self.alpha:g}.")
+        if not 0 <= self.dropout < 1:
+            raise AskedWrongly(f"lora_dropout must be at least 0 and below 1, got {self.dropout:g}.")
+        if not self.targets:
+            raise AskedWrongly(f"lora_targets names no layer; name some, or say {ALL_LINEAR}.")
+        require_extra("lora", "--lora", "peft")
+
+
+def add_lora(model: PreTrainedModel, settings: LoraSettings, base_name: str, revision: str | None = None) -> Any:
+    """Freezes a model and puts an adapter into it.
+
+    Args:
+        model: The model; its layers are replaced in place.
+        settings: What the adapter is like.
+        base_name: The model's folder or Hub id, under which whoever loads the adapter finds it.
+        revision: Of the Hub repository.
+
+    Returns:
+        A `PeftModelForCausalLM`, of which only the adapter trains.
+
+    Raises:
+        AskedWrongly: The model has no such layers.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=settings.targets if isinstance(settings.targets, str) else list(settings.targets),
+    )
+    try:
+        adapted = get_peft_model(model, config, revision=revision)
+    except ValueError as error:
+        names = sorted({name.rpartition(".")[2] for name, layer in model.named_modules() if _is_linear(layer)})
+        raise AskedWrongly(
+            f"lora_targets {_in_words(settings.targets)} fit no layer of this model; its linear layers are "
+            f"{', '.join(names) or 'none'}."
+        ) from error
+    adapted.peft_config["default"].base_model_name_or_path = base_name
+    return adapted
+
+
+def describe_adapter(adapted: Any, settings: LoraSettings) -> dict[str, Any]:
+    """What `run.json` says of an adapter."""
+    trainable, total = adapted.get_nb_trainable_parameters()
+    return {
+        "r": settings.r,
+        "alpha": settings.alpha,
+        "dropout": settings.dropout,
+        "targets": settings.targets if isinstance(settings.targets, str) else list(settings.targets),
+        "trainable": trainable,
+        "share": trainable / total,
+    }
+
+
+def check_same_adapter(checkpoint: Path, adapted: Any) -> None:
+    """Refuses to go on from a checkpoint without an adapter, or with another one.
+
+    Raises:
+        RunError: The rank, another setting or the layers differ.
+    """
+    file = checkpoint / CONFIG
+    if not file.is_file():
+        raise RunError(f"{checkpoint} holds a whole model and no adapter; go on without --lora.")
+    saved, ours = json.loads(file.read_text(encoding="utf-8")), adapted.peft_config["default"]
+    for name, option in _SAME.items():
+        if saved.get(name) != getattr(ours, name):
+            raise RunError(
+                f"{checkpoint} has lora_{option} {saved.get(name)} and this run {getattr(ours, name)}; give the "
+                "options of the run that is to go on."
+            )
+    if set(saved["target_modules"]) != set(ours.target_modules):
+        raise RunError(
+            f"{checkpoint} has its adapter in {', '.join(sorted(saved['target_modules']))} and this run in "
+            f"{', '.join(sorted(ours.target_modules))}; give the options of the run that is to go on."
+        )
+
+
+def _is_linear(layer: Any) -> bool:
+    return "Linear" in type(layer).__name__ or type(layer).__name__ == "Conv1D"
+
+
+def _in_words(targets: str | tuple[str, ...]) -> str:
+    return targets if isinstance(targets, str) else ", ".join(targets)

@@ -1,0 +1,142 @@
+"""The model that a fine-tuning begins with: any causal language model, opened with its own tokenizer."""
+
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from minigpt.hub.adapters import base_sha256, commit_of, is_adapter
+from minigpt.hub.trained import AskedWrongly, hub_has, open_trained
+from minigpt.training.finetuning.quantization import prepare_quantized, quantized_loading
+
+# A longer block costs memory that a fine-tuning seldom needs.
+_LONGEST_BY_DEFAULT = 1024
+
+
+@dataclass(frozen=True)
+class Base:
+    """A model, opened.
+
+    Attributes:
+        name: The Hub id, or the folder as a whole path.
+        revision: The Hub repository's commit; None for a folder.
+        sha256: Hash of its weight files.
+        model: The model.
+        tokenizer: Its tokenizer.
+        bits: 4 or 8 if its weights were quantised when it was loaded, else None.
+        num_parameters: How many it has, without an adapter's.
+    """
+
+    name: str
+    revision: str | None
+    sha256: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    bits: int | None
+    num_parameters: int
+
+    def describe(self, vocabulary_added: int) -> dict[str, Any]:
+        """What `run.json` says of it."""
+        return {
+            "name": self.name,
+            "revision": self.revision,
+            "sha256": self.sha256,
+            "vocabulary_added": vocabulary_added,
+            "load_in_bits": self.bits,
+        }
+
+
+def open_base(
+    source: str | Path,
+    device: torch.device,
+    *,
+    trains_adapter: bool,
+    bits: int | None = None,
+    bf16: bool = False,
+    gradient_checkpointing: bool = False,
+) -> Base:
+    """Opens a model to fine-tune it.
+
+    Args:
+        source: A folder, or a Hub repository's id.
+        device: Where it is to lie.
+        trains_adapter: Whether only an adapter will be trained: the weights then keep the precision they are saved in,
+            and else come in float32.
+        bits: 4 or 8 to quantise its weights, None to leave them.
+        bf16: Whether quantised layers compute in bfloat16.
+        gradient_checkpointing: Whether a quantised model is prepared for that.
+
+    Raises:
+        AskedWrongly: It is an adapter, or its weights are quantised and that does not go with what is asked for.
+        OSError: There is no model under that name, or it cannot be read.
+    """
+    is_folder = Path(source).is_dir()
+    local_only = is_folder or not hub_has(str(source))
+    if is_adapter(source, local_files_only=local_only):
+        raise AskedWrongly(
+            f"{source} is an adapter and no whole model; make one of it with `minigpt export {source} --to merged`, "
+            "and fine-tune that."
+        )
+    loading: dict[str, Any] = {} if trains_adapter else {"dtype": torch.float32}
+    if bits is not None:
+        refuse_quantized(source, local_files_only=local_only)
+        loading = quantized_loading(bits, device, bf16=bf16)
+    model, tokenizer = open_trained(source, str(device), loading=loading)
+    is_quantized = getattr(model, "is_quantized", False)
+    if is_quantized and not trains_adapter:
+        raise AskedWrongly(
+            f"the weights of {source} are quantised and cannot be trained; put an adapter above them with --lora."
+        )
+    if is_quantized:
+        model = prepare_quantized(model, gradient_checkpointing=gradient_checkpointing)
+    revision = None if is_folder else commit_of(str(source))
+    name = str(Path(source).resolve()) if is_folder else str(source)
+    sha256 = base_sha256(source, revision)
+    return Base(name, revision, sha256, model, tokenizer, bits, model.num_parameters())
+
+
+def choose_block_size(model: PreTrainedModel, asked: int | None) -> int:
+    """How many tokens a crop has: what was asked for, or what the model takes, up to 1,024.
+
+    Raises:
+        AskedWrongly: The model does not take so many, or it is not even one.
+    """
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if asked is None:
+        return min(longest or _LONGEST_BY_DEFAULT, _LONGEST_BY_DEFAULT)
+    if asked < 1:
+        raise AskedWrongly(f"block_size must be at least 1, got {asked}.")
+    if longest is not None and asked > longest:
+        raise AskedWrongly(
+            f"block_size is {asked} and the model takes at most {longest} tokens; choose up to {longest}."
+        )
+    return asked
+
+
+@torch.no_grad()
+def check_loss(model: PreTrainedModel, source: str) -> None:
+    """Refuses a model that computes another loss than it is asked for, which nothing else would show.
+
+    Crops come with their targets, as `shift_labels`; a model that does not know them would learn the token after next.
+
+    Raises:
+        AskedWrongly: The model's loss is not the one of these targets.
+    """
+    ids = torch.arange(4, device=model.device)[None] % model.config.vocab_size  # (1, 4)
+    inputs, targets = ids[:, :-1], ids[:, 1:].contiguous()  # (1, 3)
+    takes_more = any(one.kind == one.VAR_KEYWORD for one in inspect.signature(model.forward).parameters.values())
+    if takes_more:
+        was_training = model.training
+        output = model.eval()(input_ids=inputs, labels=targets, shift_labels=targets)
+        model.train(was_training)
+        expected = F.cross_entropy(output.logits.float().flatten(0, 1), targets.flatten())
+        if torch.allclose(output.loss.float(), expected, rtol=1e-2):
+            return
+    raise AskedWrongly(
+        f"{source} is of the class {type(model).__name__}, whose loss takes no shift_labels; fine-tune a model of "
+        "a class that transformers itself has."
+    )

@@ -1,0 +1,270 @@
+"""One whole fine-tuning: from a trained model and new text, or conversations, to a folder like any finished run's."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from transformers import set_seed
+
+from minigpt.hub.extras import require_extra
+from minigpt.hub.trained import AskedWrongly
+from minigpt.training.arguments import MiniGPTTrainingArguments
+from minigpt.training.checkpoints import find_checkpoint
+from minigpt.training.completion import Run, describe_text, run_to_the_end
+from minigpt.training.corpus import Corpus, load_text
+from minigpt.training.finetuning.adapters import LoraSettings, add_lora, check_same_adapter, describe_adapter
+from minigpt.training.finetuning.base_model import Base, check_loss, choose_block_size, open_base
+from minigpt.training.finetuning.command_line import parse_finetune_command
+from minigpt.training.finetuning.instruction import InstructionData, InstructionSettings, prepare_instruction
+from minigpt.training.finetuning.quantization import check_bits
+from minigpt.training.finetuning.vocabulary import extend_vocabulary as extend
+from minigpt.training.finetuning.vocabulary import lacking_characters, refuse_lacking
+from minigpt.training.interruption import TrainingInterrupted
+from minigpt.training.output_folder import (
+    check_folder,
+    check_room,
+    check_same_base,
+    check_same_model,
+    check_same_text,
+    check_same_vocabulary,
+    clear_folder,
+)
+from minigpt.training.preparation import build_arguments, check_push
+from minigpt.training.report import hardware
+from minigpt.training.tokens import characters_per_token, tokenize_corpus
+from minigpt.training.trainer import MiniGPTTrainer
+
+# For small models and small texts. An adapter, which begins at nothing, learns with larger steps.
+TRAINING = {
+    "max_steps": 1000,
+    "per_device_train_batch_size": 16,
+    "per_device_eval_batch_size": 16,
+    "learning_rate": 3e-4,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 20,
+    "weight_decay": 0.01,
+    "max_grad_norm": 1.0,
+    "eval_iters": 20,
+}
+LORA_TRAINING = {"learning_rate": 2e-3, "weight_decay": 0.0}
+
+
+def main_finetune(argv: Sequence[str] | None = None) -> None:
+    """`minigpt finetune`.
+
+    Raises:
+        SystemExit: 2 if it was asked wrongly, 130 if it was stopped by Ctrl-C.
+        AskedWrongly: An argument has an impossible value; the message is one sentence.
+        ValueError: It could not be done, likewise.
+        FloatingPointError: The training has diverged.
+    """
+    command = parse_finetune_command(argv)
+    try:
+        finetune(
+            command.model,
+            command.data,
+            device=command.device,
+            overwrite=command.overwrite,
+            extend_vocabulary=command.extend_vocabulary,
+            block_size=command.block_size,
+            lora=command.lora,
+            load_in=command.load_in,
+            instruction=command.instruction,
+            training=command.training,
+        )
+    except TrainingInterrupted as interruption:
+        print(interruption, file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def finetune(
+    model: str | Path,
+    data: Any = None,
+    *,
+    device: str | None = None,
+    overwrite: bool = False,
+    extend_vocabulary: bool = False,
+    block_size: int | None = None,
+    lora: LoraSettings | None = None,
+    load_in: int | None = None,
+    instruction: InstructionSettings | None = None,
+    training: Mapping[str, Any] | None = None,
+) -> Run:
+    """Goes on training a causal language model on a new text, or on conversations, and saves it.
+
+    Args:
+        model: A folder or a Hub id: a MiniGPT, or any other causal language model.
+        data: What `load_text` takes; with `instruction`, what `prepare_instruction` takes.
+        device: `cpu`, `cuda` or `mps`; by default the best there is.
+        overwrite: Whether a run that the output folder already holds is replaced.
+        extend_vocabulary: Whether characters that the vocabulary lacks are added to it; otherwise they are refused.
+        block_size: Tokens in a crop, or in a conversation; by default what the model takes, up to 1,024.
+        lora: Trains an adapter of these settings, and leaves the model's weights alone. Only the adapter is saved.
+        load_in: 4 or 8: the bits of the model's weights under the adapter (of `LoraSettings()` if none was given).
+        instruction: Learns from conversations, in this way, instead of from a text.
+        training: Arguments of `MiniGPTTrainingArguments` that differ from `TRAINING`, and for adapters from
+            `LORA_TRAINING`; `output_dir` (by default `runs/<model>-finetuned`, or `-sft`, `-lora`, `-sft-lora`) and
+            `resume_from_checkpoint` (a folder, or True for the last whole one) among them.
+
+    Returns:
+        What was made, all of it saved.
+
+    Raises:
+        ValueError: Before any work has started: something was asked for that cannot be done, `AskedWrongly` where no
+            other text or folder would help. One sentence says what.
+        OSError: There is no model under that name, or it cannot be read.
+        PushFailed: The Hub did not take the run; before any work if that can be known, else when all of it is saved.
+        FloatingPointError: The training has diverged; its checkpoints from before are still there.
+        TrainingInterrupted: Ctrl-C was pressed; a checkpoint has been saved.
+    """
+    if load_in is not None:
+        check_bits(load_in)
+        lora = lora or LoraSettings()
+    if lora:
+        lora.check()
+    if extend_vocabulary and lora:
+        raise AskedWrongly(
+            "an adapter holds no rows for new characters, so --extend_vocabulary does not go with --lora; fine-tune "
+            "without --lora once, and then put the adapter on what that made."
+        )
+    if extend_vocabulary and instruction:
+        raise AskedWrongly(
+            "--extend_vocabulary is for a text; fine-tune on one that has the new characters, and then with --sft."
+        )
+    args = _arguments(model, device, lora, instruction, dict(training or {}))
+    folder, is_main = Path(args.output_dir), args.process_index == 0
+    resuming = bool(args.resume_from_checkpoint)
+    if folder.resolve() == Path(model).resolve():
+        raise AskedWrongly(f"{folder} is the model that is to be fine-tuned; name another --output_dir.")
+    if is_main:
+        check_folder(folder, resuming=resuming, overwrite=overwrite)
+    checkpoint = find_checkpoint(folder, args.resume_from_checkpoint) if resuming else None
+    corpus = None if instruction else load_text(data)
+    if checkpoint and corpus:
+        check_same_text(checkpoint, corpus.sha256)
+
+    set_seed(args.seed)
+    base = open_base(
+        model,
+        args.device,
+        trains_adapter=lora is not None,
+        bits=load_in,
+        bf16=args.bf16,
+        gradient_checkpointing=args.gradient_checkpointing,
+    )
+    network: Any = base.model
+    if is_main:
+        check_push(args, network.config.model_type)
+    block_size = choose_block_size(network, block_size)
+    check_loss(network, str(model))
+    added = _fit_vocabulary(base, corpus, extend_vocabulary) if corpus else 0
+    if lora:
+        network = add_lora(network, lora, base.name, base.revision)
+    if checkpoint:
+        _check_same(checkpoint, base, network, is_adapter=lora is not None)
+    if is_main:
+        trained = sum(weight.numel() for weight in network.parameters() if weight.requires_grad)
+        check_room(folder, trained, args.save_total_limit)
+
+    shared: dict[str, Any] = {"processing_class": base.tokenizer, "base_sha256": base.sha256}
+    learned: Corpus | InstructionData
+    trainer: MiniGPTTrainer
+    # One process reads and writes what the others then find.
+    alone = args.main_process_first() if args.world_size > 1 else nullcontext()
+    if corpus:
+        learned = corpus
+        with alone:
+            tokens = tokenize_corpus(corpus, base.tokenizer)
+        trainer = MiniGPTTrainer(
+            network,
+            args,
+            tokens,
+            characters_per_token=characters_per_token(corpus, tokens["validation"]),
+            block_size=block_size,
+            text_sha256=corpus.sha256,
+            **shared,
+        )
+        described = describe_text(corpus, trainer)
+    else:
+        from minigpt.training.finetuning.instruction_trainer import InstructionTrainer
+
+        with alone:
+            learned = prepare_instruction(data, base.tokenizer, block_size, instruction)
+        if checkpoint:
+            check_same_text(checkpoint, learned.sha256)
+        trainer = InstructionTrainer(network, args, learned, **shared)
+        described = learned.describe()
+    adapter = describe_adapter(network, lora) if lora else None
+    if is_main:
+        if overwrite and not resuming:
+            clear_folder(folder)
+        _print_header(model, base, added, learned, adapter, trainer, checkpoint)
+    origin = {"base": base.describe(added), "adapter": adapter}
+    return run_to_the_end(trainer, checkpoint, origin=origin, data=described)
+
+
+def _arguments(
+    model: str | Path,
+    device: str | None,
+    lora: LoraSettings | None,
+    instruction: InstructionSettings | None,
+    changes: dict[str, Any],
+) -> MiniGPTTrainingArguments:
+    arguments_class = MiniGPTTrainingArguments
+    if instruction:
+        require_extra("sft", "--sft", "trl")
+        from minigpt.training.finetuning.instruction_trainer import InstructionArguments as arguments_class
+    kinds = [kind for kind, is_asked in (("sft", instruction), ("lora", lora)) if is_asked] or ["finetuned"]
+    defaults = TRAINING | (LORA_TRAINING if lora else {})
+    defaults["output_dir"] = str(Path("runs") / "-".join([Path(model).resolve().name, *kinds]))
+    return build_arguments(defaults, changes, device=device, arguments_class=arguments_class)
+
+
+def _fit_vocabulary(base: Base, corpus: Corpus, may_extend: bool) -> int:
+    """Makes sure that the text can be written in the base's vocabulary; returns how many characters were added."""
+    lacking = lacking_characters(corpus, base.tokenizer)
+    if not may_extend:
+        refuse_lacking(lacking, corpus, base.name)
+    elif lacking:
+        extend(base.model, base.tokenizer, lacking)
+    return len(lacking)
+
+
+def _check_same(checkpoint: Path, base: Base, network: Any, *, is_adapter: bool) -> None:
+    check_same_base(checkpoint, base.sha256)
+    if is_adapter:
+        check_same_adapter(checkpoint, network)
+        check_same_vocabulary(checkpoint, base.tokenizer)
+    else:
+        check_same_model(checkpoint, network.config, base.tokenizer)
+
+
+def _print_header(
+    source: str | Path,
+    base: Base,
+    added: int,
+    learned: Corpus | InstructionData,
+    adapter: dict[str, Any] | None,
+    trainer: MiniGPTTrainer,
+    checkpoint: Path | None,
+) -> None:
+    bits = f", in {base.bits} bits" if base.bits else ""
+    print(f"base    {source}: {base.num_parameters:,} parameters{bits}, block of {trainer.block_size}")
+    if added:
+        print(f"        {added:,} characters added to its vocabulary")
+    if isinstance(learned, Corpus):
+        train, validation = (len(trainer.streams[split]) for split in ("train", "validation"))
+        unit = "characters" if hasattr(base.tokenizer, "stoi") else "tokens"
+        if learned.notice:
+            print(learned.notice)
+        print(f"data    {learned.name}: {train:,} {unit} to train on, {validation:,} to validate")
+    else:
+        print(f"data    {learned.name}: {learned.in_words()}")
+    if adapter:
+        size = f"{adapter['trainable']:,} parameters, {adapter['share']:.1%} of all"
+        print(f"adapter LoRA of rank {adapter['r']}: {size}")
+    print(f"device  {trainer.args.device.type}: {hardware(trainer.args.device)}")
+    print(f"folder  {trainer.args.output_dir}" + (f", going on from {checkpoint.name}" if checkpoint else ""))
+    print(flush=True)

@@ -1,0 +1,54 @@
+"""A new text's characters and a trained vocabulary: refused with a list where it lacks them, or added at its end."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from tokenizers import AddedToken
+from transformers import PreTrainedModel
+
+from minigpt.hub.trained import AskedWrongly
+from minigpt.training.corpus import Corpus
+
+_NAMED = 50
+
+
+def lacking_characters(corpus: Corpus, tokenizer: Any) -> list[str]:
+    """The characters of a text that a tokenizer cannot express, in the order of their code points."""
+    characters = set().union(*map(set, corpus.chunks()))
+    if hasattr(tokenizer, "stoi"):
+        return sorted(characters - tokenizer.stoi.keys())
+    unknown = tokenizer.unk_token_id
+    if unknown in (None, tokenizer.eos_token_id):
+        return []  # byte-level vocabularies know every character, and GPT-2's calls its end of text unknown
+    return [
+        character
+        for character in sorted(characters)
+        if unknown in tokenizer(character, add_special_tokens=False)["input_ids"]
+    ]
+
+
+def refuse_lacking(lacking: Sequence[str], corpus: Corpus, source: str) -> None:
+    """Refuses a text with characters that the vocabulary lacks.
+
+    Raises:
+        AskedWrongly: There are any; the message lists them.
+    """
+    if not lacking:
+        return
+    named = ", ".join(f"{character!r} (U+{ord(character):04X})" for character in lacking[:_NAMED])
+    more = f" and {len(lacking) - _NAMED:,} more" if len(lacking) > _NAMED else ""
+    raise AskedWrongly(
+        f"{corpus.name} has {len(lacking):,} characters that the vocabulary of {source} lacks: {named}{more}; add them "
+        "with --extend_vocabulary, or take them out."
+    )
+
+
+def extend_vocabulary(model: PreTrainedModel, tokenizer: Any, characters: Sequence[str]) -> None:
+    """Adds characters at the end of a vocabulary: what was there keeps its ids.
+
+    The new rows of the model's tables are drawn around the mean of the old ones, as `resize_token_embeddings` does it
+    (Hewitt 2021).
+    """
+    tokenizer.add_tokens([AddedToken(character, normalized=False) for character in characters])
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer))
