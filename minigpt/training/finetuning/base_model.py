@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minigpt.hub.adapters import base_sha256, commit_of, is_adapter
 from minigpt.hub.trained import AskedWrongly, hub_has, open_trained
-from minigpt.training.finetuning.quantization import prepare_quantized, quantized_loading
+from minigpt.training.finetuning.quantization import prepare_quantized, quantized_loading, refuse_quantized
 
 # A longer block costs memory that a fine-tuning seldom needs.
 _LONGEST_BY_DEFAULT = 1024
