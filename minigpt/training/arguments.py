@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass, field, fields
 
+import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
+from transformers.utils import is_torch_bf16_gpu_available, is_torch_tf32_available
 
 # Below these a run would fail after it has begun, or do nothing.
 _LEAST = {
@@ -25,6 +27,10 @@ _LEAST = {
 }
 _ABOVE_0 = ("eval_steps", "num_train_epochs")
 _LARGEST_SEED = 2**32 - 1  # NumPy's
+_RENAMED = {
+    "gradient_checkpointing": "activation_checkpointing",
+    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
+}
 
 # The help of the stock fields that get another default.
 _STOCK = {stock.name: stock.metadata for stock in fields(TrainingArguments)}
@@ -47,10 +53,12 @@ class MiniGPTTrainingArguments(TrainingArguments):
         save_steps: As in transformers; 0 for five times `eval_steps`.
 
     `per_device_eval_batch_size` is the number of crops evaluated at a time: it decides about speed and memory, not
-    about what is estimated.
+    about what is estimated. With `bf16`, and on GPUs `fp16`, training and estimates compute in half precision; the
+    weights stay whole, and so are those that are saved. `gradient_checkpointing` is `activation_checkpointing`.
 
     Raises:
-        ValueError: If a number is out of its range; the message names it and the limit.
+        ValueError: If a number is out of its range, the message names it and the limit; or if a precision is none of
+            the device's.
     """
 
     _argument_group_name = "training"
@@ -81,15 +89,55 @@ class MiniGPTTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         self._check_ranges()
+        # An older name, of which transformers would warn whoever uses it.
+        for older, newer in _RENAMED.items():
+            if getattr(self, newer) is None:
+                setattr(self, newer, getattr(self, older))
         self.eval_steps = self.eval_steps or self.eval_interval
         self.logging_steps = self.logging_steps or self.eval_steps
         # A fraction stands for a part of the run, and five parts may be more than the whole.
         self.save_steps = self.save_steps or (5 * self.eval_steps if self.eval_steps >= 1 else self.eval_steps)
         if self.early_stopping_patience is not None:
             self.load_best_model_at_end = True
+        self._check_precision()
         super().__post_init__()
         if self.device.type != "cuda":
             self.dataloader_pin_memory = False
+        # `accelerate launch --mixed_precision` says it in its own way.
+        self.fp16: bool = self.fp16 or self.mixed_precision == "fp16"
+        self.bf16: bool = self.bf16 or self.mixed_precision == "bf16"
+        if self.fp16 and self.device.type == "cpu":
+            raise ValueError(
+                "fp16 is for GPUs, and this trains on the CPU, where nothing would come of it; say bf16 instead."
+            )
+        self._check_recomputation()
+
+    def _check_precision(self) -> None:
+        if self.fp16 and self.bf16:
+            raise ValueError("fp16 and bf16 are two precisions for the same numbers, got both; choose one.")
+        for name in ("fp16_full_eval", "bf16_full_eval"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"{name} would round the weights themselves, for good; say {name.partition('_')[0]} instead, with "
+                    "which estimates are computed in half precision and the weights stay whole."
+                )
+        if self.tf32 and (self.use_cpu or not is_torch_tf32_available()):
+            raise ValueError("tf32 is a precision of NVIDIA's GPUs since Ampere, and there is none here; leave it out.")
+        if self.bf16 and not self.use_cpu:
+            # The stock arguments look for a GPU unless they are told that there is none.
+            self.use_cpu: bool = not torch.accelerator.is_available()
+            if not self.use_cpu and not is_torch_bf16_gpu_available():
+                raise ValueError("bf16 is not among the precisions of this GPU; say fp16 instead, or use_cpu.")
+
+    def _check_recomputation(self) -> None:
+        how = self.activation_checkpointing_kwargs or {}
+        if how and not self.activation_checkpointing:
+            raise ValueError(
+                "gradient_checkpointing_kwargs say how, and not that it be done; add gradient_checkpointing."
+            )
+        every = how.get("every_n_layers", 1)
+        if not isinstance(every, int) or every < 1:
+            raise ValueError(f"every_n_layers of gradient_checkpointing_kwargs must be at least 1, got {every!r}.")
 
     def _check_ranges(self) -> None:
         for name, least in _LEAST.items():

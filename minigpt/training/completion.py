@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from minigpt.training.autocast import without_autocast
 from minigpt.training.corpus import Corpus
 from minigpt.training.evaluation import Evaluation
 from minigpt.training.interruption import StopOnInterrupt, TrainingInterrupted
@@ -64,7 +65,7 @@ def run_to_the_end(
         TrainingInterrupted: Ctrl-C was pressed; a checkpoint has been saved.
     """
     _train_until_interrupted(trainer, checkpoint)
-    args, state, network = trainer.args, trainer.state, trainer.model.eval()
+    args, state, network = trainer.args, trainer.state, without_autocast(trainer.model).eval()
     network.config.use_cache = True  # the Trainer has turned it off
     folder = Path(args.output_dir)
     validation = trainer.score(network)

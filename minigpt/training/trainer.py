@@ -20,6 +20,7 @@ from minigpt.training.batches import RandomCrops, Windows, collate
 from minigpt.training.evaluation import Evaluation, estimate_loss, validation_loss
 from minigpt.training.progress import ProgressLines, no_progress_bars
 from minigpt.training.publishing import PublishingTrainer
+from minigpt.training.recomputation import check_recomputable
 from minigpt.training.sample import write_sample
 from minigpt.training.stream import TokenStream
 
@@ -47,6 +48,7 @@ class MiniGPTTrainer(PublishingTrainer):
 
     Raises:
         CorpusError: A split is shorter than a block and its target.
+        AskedWrongly: Gradient checkpointing would do nothing for this model.
         FloatingPointError: In `train`: the training diverged, and an estimate of the loss is no longer a finite number.
     """
 
@@ -84,6 +86,8 @@ class MiniGPTTrainer(PublishingTrainer):
             kwargs["eval_dataset"] = Windows(self.streams["validation"], self.block_size)
             kwargs["data_collator"] = collate
         super().__init__(model, args, **kwargs)
+        if args.activation_checkpointing:
+            check_recomputable(self.model)
         for chatty in (PrinterCallback, ProgressCallback):
             self.remove_callback(chatty)
         self._progress = ProgressLines()

@@ -159,7 +159,7 @@ def test_number_out_of_its_range_is_refused_by_name(arguments, name, value, limi
         ("--seed", "-1", "seed must be at least 0, got -1."),
         ("--max_steps", "0", "max_steps must be at least 1, or -1 for num_train_epochs, got 0."),
         ("--lr_scheduler_type", "cosin", "argument --lr_scheduler_type: invalid choice: 'cosin' (choose from"),
-        ("--fp16_full_eval", "--bf16_full_eval", "At most one of fp16 and bf16 can be True for full eval"),
+        ("--fp16", "--bf16", "fp16 and bf16 are two precisions for the same numbers, got both; choose one."),
         ("--device", "tpu", "there is no device 'tpu' here"),
         ("--device", "cuda:1", "got 'cuda:1'; say --device cuda and choose"),
         ("--dropout", "x", "argument --dropout: invalid float value: 'x'"),
