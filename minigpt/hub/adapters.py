@@ -12,7 +12,14 @@ from typing import Any
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import find_adapter_config_file
 
 from minigpt.hub.extras import require_extra
@@ -93,6 +100,27 @@ def base_of(folder: Path) -> Base:
     return Base(config["base_model_name_or_path"], config.get("revision"))
 
 
+def config_of_base(base: Base) -> dict[str, Any]:
+    """What the `config.json` of a model holds, without opening it; nothing if it cannot be had."""
+    try:
+        return PreTrainedConfig.get_config_dict(
+            base.name, revision=base.revision or "main", local_files_only=base.is_folder or not hub_has(base.name)
+        )[0]
+    except (OSError, HFValidationError):
+        return {}
+
+
+def commit_of(repository: str) -> str | None:
+    """The commit that a repository's main branch is at, on the Hub or else in the cache; None if neither has it."""
+    try:
+        return HfApi().model_info(repository, timeout=_SECONDS).sha
+    except Exception:  # no such repository, no network, offline mode: what is left is the cache
+        try:
+            return Path(snapshot_download(repository, local_files_only=True)).name
+        except (OSError, HFValidationError):
+            return None
+
+
 def base_sha256(source: str | Path, revision: str | None = None) -> str:
     """The hash of a model's weight files, their names and their bytes: that of what `sha256sum` prints of them.
 
@@ -152,13 +180,14 @@ def _digest(hashes: dict[str, str], source: str | Path) -> str:
 
 
 def open_adapter(
-    source: str | Path, *, local_files_only: bool = False
+    source: str | Path, *, local_files_only: bool = False, base: Base | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Loads an adapter with the model that it is for, on the CPU and in that model's own precision, and its tokenizer.
 
     Args:
         source: The adapter's folder, or its Hub repository's id.
         local_files_only: Whether to look for a repository in the cache alone.
+        base: Where the model that it is for is now, in place of what the adapter says.
 
     Returns:
         The model with the adapter merged into its weights, so that it is a plain one with the same logits, or where
@@ -181,7 +210,10 @@ def open_adapter(
             )
         )
     _refuse_without_safetensors(folder, source)
-    base = base_of(folder)
+    task = read_adapter_config(folder).get("task_type") or "CAUSAL_LM"
+    if task != "CAUSAL_LM":
+        raise AskedWrongly(f"{source} is an adapter for the task {task}; only one for CAUSAL_LM can be opened here.")
+    base = base or base_of(folder)
     place = _find_base(base, folder, source)
     check_base(folder, place, base.revision, source=source, called=base.name)
     model = _load_base(place, base, source)
@@ -223,7 +255,7 @@ def check_base(
     if expected.is_file() and base_sha256(base, revision) != expected.read_text(encoding="utf-8").strip():
         raise AskedWrongly(
             f"{source or folder} is an adapter for another base: the weights of {called or base} are not those that "
-            "it was trained on; put these back, or train it again."
+            "it was trained on; put these back, name the base that has them, or train it again."
         )
 
 

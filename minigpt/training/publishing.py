@@ -1,10 +1,13 @@
 """A Trainer that puts its run on the Hub: each checkpoint as it is saved, and at the end all that the run has made."""
 
 import logging
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import is_peft_model
 from transformers import PreTrainedModel
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils.hub import PushInProgress
@@ -13,6 +16,7 @@ from minigpt.hub.publishing.card import CARD, model_card
 from minigpt.hub.publishing.ongoing import open_repository, push_checkpoint
 from minigpt.hub.publishing.publish import Push, push_folder
 from minigpt.hub.publishing.refusals import PushFailed, find_token
+from minigpt.hub.publishing.saved_folder import ADAPTER, is_hub_id
 from minigpt.hub.trained import AskedWrongly
 from minigpt.training.progress import no_progress_bars
 from minigpt.training.staging import StagedTrainer
@@ -29,8 +33,9 @@ class PublishingTrainer(StagedTrainer):
 
     The arguments are those of `transformers.Trainer`, and so are their meanings: `hub_strategy` `every_save`,
     `checkpoint` (with the whole last checkpoint in `last-checkpoint`, to resume from), `all_checkpoints` or `end`,
-    `hub_model_id`, `hub_private_repo`, `hub_revision`, `hub_always_push`, `hub_token`. A model that is no
-    `PreTrainedModel`, such as one with an adapter, is pushed as the stock Trainer does it.
+    `hub_model_id`, `hub_private_repo`, `hub_revision`, `hub_always_push`, `hub_token`. Of a model with an adapter the
+    adapter is pushed, for which the model has to be on the Hub already. Any other module is pushed as the stock Trainer
+    does it.
 
     Raises:
         AskedWrongly: The repository or the token will not do, or there is no `processing_class` to push.
@@ -47,15 +52,18 @@ class PublishingTrainer(StagedTrainer):
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Makes the repository, if there is none, and makes sure that this model can be pushed there."""
         token = find_token(token or self.args.hub_token)
-        if not self._is_published_whole:
+        if not self._is_published_by_us:
             return super().init_hf_repo(token, private)
         if not self.is_world_process_zero():
             return
         if self.processing_class is None:
             raise AskedWrongly("a model is pushed with its tokenizer; give it as processing_class.")
+        model = self.accelerator.unwrap_model(self.model)
+        if is_peft_model(model):
+            check_base_is_published(model.active_peft_config.base_model_name_or_path)
         self.hub_model_id = open_repository(
             self.args.hub_model_id or Path(self.args.output_dir).absolute().name,
-            self.model.config.model_type,
+            ADAPTER if is_peft_model(model) else model.config.model_type,
             token=token,
             private=self.args.hub_private_repo if private is None else private,
             revision=self.args.hub_revision,
@@ -84,7 +92,7 @@ class PublishingTrainer(StagedTrainer):
         Returns:
             What was pushed (`Push`), or without `blocking` its future; None in all processes but the first.
         """
-        if not self._is_published_whole:
+        if not self._is_published_by_us:
             return super().push_to_hub(commit_message, blocking, token, revision, private, **kwargs)
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         if self.hub_model_id is None:
@@ -129,7 +137,7 @@ class PublishingTrainer(StagedTrainer):
             dataset: Without effect, as `dataset_args`: the run says what it was trained on.
             dataset_args: See `dataset`.
         """
-        if not self._is_published_whole:
+        if not self._is_published_by_us:
             return super().create_model_card(
                 language, license, tags, model_name, finetuned_from, tasks, dataset_tags, dataset, dataset_args
             )
@@ -148,7 +156,7 @@ class PublishingTrainer(StagedTrainer):
         (folder / CARD).write_text(card.content, encoding="utf-8", newline="\n")
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if not self._is_published_whole:
+        if not self._is_published_by_us:
             return super()._push_from_checkpoint(checkpoint_folder)
         strategy = HubStrategy(self.args.hub_strategy)
         if self._staging is not None or not self.is_world_process_zero() or strategy == HubStrategy.END:
@@ -198,17 +206,47 @@ class PublishingTrainer(StagedTrainer):
                 logger.warning("%s is not on the Hub, and the training goes on: %s", checkpoint, error)
             self._has_warned = error is not None
 
-    def _save(self, *args: Any, **kwargs: Any) -> None:
+    def _save(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
         # It writes the arguments into a pickle, and whoever has that file would have the token.
         token, self.args.hub_token = self.args.hub_token, None
         try:
-            super()._save(*args, **kwargs)
+            with _same_card(Path(output_dir or self.args.output_dir)):
+                super()._save(output_dir, *args, **kwargs)
         finally:
             self.args.hub_token = token
 
     @property
-    def _is_published_whole(self) -> bool:
-        return isinstance(self.accelerator.unwrap_model(self.model), PreTrainedModel)
+    def _is_published_by_us(self) -> bool:
+        model = self.accelerator.unwrap_model(self.model)
+        return isinstance(model, PreTrainedModel) or is_peft_model(model)
+
+
+def check_base_is_published(base: str | None) -> None:
+    """Refuses to publish an adapter for a model that is on this machine alone: nobody else could use it.
+
+    Args:
+        base: The model's folder or Hub id.
+
+    Raises:
+        AskedWrongly: That.
+    """
+    if not base or Path(base).is_dir() or not is_hub_id(base):
+        raise AskedWrongly(
+            f"the adapter is for {base or 'a model without a name'}, which is on this machine alone; push that first "
+            f"(`minigpt push {base or 'FOLDER'} OWNER/NAME`), then train the adapter on OWNER/NAME."
+        )
+
+
+@contextmanager
+def _same_card(folder: Path) -> Iterator[None]:
+    """Leaves the card as it is: PEFT writes a form beside each adapter that it saves, or changes what stands there."""
+    card = folder / CARD
+    before = card.read_bytes() if card.is_file() else None
+    yield
+    if before is not None:
+        card.write_bytes(before)
+    else:
+        card.unlink(missing_ok=True)
 
 
 def _push_run(folder: str, repository: str, **how: Any) -> Push:

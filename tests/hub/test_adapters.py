@@ -345,7 +345,7 @@ DAMAGE: dict[str, tuple[Callable[[Path, Path], None], str]] = {
     "another base": (
         retrained,
         "{adapter} is an adapter for another base: the weights of {base} are not those that it was trained on; put "
-        "these back, or train it again.",
+        "these back, name the base that has them, or train it again.",
     ),
     "no base": (
         moved,

@@ -652,9 +652,9 @@ def test_of_a_pull_request_whose_answer_is_lost_no_second_one_is_suggested_blind
 def test_what_somebody_else_commits_at_the_same_moment_is_not_lost(
     hub: "Hub", run: Path, pushed: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def slowly(*what: Any) -> ModelCard:
+    def slowly(*what: Any, **named: Any) -> ModelCard:
         hub.put(pushed, {"README.md": b"# By hand\n"})
-        return model_card(*what)
+        return model_card(*what, **named)
 
     (run / "sample.txt").write_text("Another sample.\n", encoding="utf-8")
     with pytest.MonkeyPatch.context() as monkeypatch:

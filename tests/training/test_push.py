@@ -16,6 +16,7 @@ from safetensors.torch import load
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from minigpt.cli import main
+from minigpt.hub.adapters import base_sha256
 from minigpt.hub.publishing.card import is_generated
 from minigpt.hub.publishing.refusals import PushFailed
 from minigpt.hub.trained import AskedWrongly
@@ -530,20 +531,94 @@ assert tokenizer.decode(tokenizer("the king").input_ids) == "the king"
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.extra("lora")
-def test_an_adapter_is_pushed_as_the_stock_trainer_does_it(
-    hub: "Hub", pushing: Any, build_model: Any, tokens: Any, tokenizer: Any
-) -> None:
+@pytest.fixture
+def build_adapted(hub: "Hub", build_model: Any, tokenizer: Any, tokens: Any, tmp_path: Path) -> Any:
+    """Builds a Trainer of an adapter for a base that is on the Hub, or elsewhere."""
     from peft import LoraConfig, get_peft_model
 
-    args = pushing(max_steps=2)
-    model = build_model()
-    model.config.name_or_path = "tester/base"  # else peft names no base model in the card, which the Hub refuses
-    adapted = get_peft_model(model, LoraConfig(target_modules="all-linear", r=2))
-    crops = RandomCrops(TokenStream(tokens["train"]), 8, length=16)
-    trainer = MiniGPTTrainer(adapted, args, train_dataset=crops, data_collator=collate, processing_class=tokenizer)
+    build_model().save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    assert main(["push", str(tmp_path / "base"), "tester/base"]) == 0
+
+    def build(args: Any, base: str | Path = "tester/base", **kwargs: Any) -> MiniGPTTrainer:
+        config = LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM", r=2, base_model_name_or_path=str(base))
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+        model.peft_config["default"].base_model_name_or_path = str(base)
+        sha256 = base_sha256(base)
+        return MiniGPTTrainer(model, args, tokens, processing_class=tokenizer, base_sha256=sha256, **kwargs)
+
+    return build
+
+
+ADAPTER = {"adapter_config.json", "adapter_model.safetensors", "base.sha256"}
+
+
+@pytest.mark.extra("lora")
+@pytest.mark.door(
+    "`MiniGPTTrainer(push_to_hub=True)` of an adapter: it loads by `AutoPeftModelForCausalLM` at every save", "peft"
+)
+def test_every_save_of_an_adapter_is_on_the_hub_and_loads(hub: "Hub", pushing: Any, build_adapted: Any) -> None:
+    from peft import AutoPeftModelForCausalLM
+
+    args = pushing(max_steps=4, hub_token="hf_tester")
+    trainer = build_adapted(args)
     trainer.train()
+    commits = saves(hub)
+    assert list(commits) == ["initial commit", "Training in progress, step 2", "Training in progress, step 4"]
+    for step in (2, 4):
+        commit = commits[f"Training in progress, step {step}"]
+        checkpoint = Path(args.output_dir) / f"checkpoint-{step}"
+        assert set(commit.files) == ADAPTER | {".gitattributes", "README.md", "tokenizer.json", "tokenizer_config.json"}
+        for name in ADAPTER:
+            assert commit.files[name].content == (checkpoint / name).read_bytes(), name
+        assert not (checkpoint / "README.md").exists()
+        content = commit.files["README.md"].content.decode()
+        assert is_generated(content)
+        assert ModelCard(content).data.base_model == "tester/base"
+        assert f"the model after step {step} of 4 of a training" in content
+        loaded = AutoPeftModelForCausalLM.from_pretrained(POET, revision=commit.oid)
+        saved = load(commit.files["adapter_model.safetensors"].content)
+        ours = {name.replace(".default", ""): weight for name, weight in loaded.state_dict().items() if "lora" in name}
+        assert saved.keys() == ours.keys()
+        assert all(torch.equal(weight, ours[name]) for name, weight in saved.items())
     trainer.push_to_hub()
-    files = hub.files(POET)
-    assert {"adapter_config.json", "adapter_model.safetensors", "README.md"} < set(files)
-    assert ModelCard(files["README.md"].decode()).data.library_name == "peft"
+    assert set(hub.files(POET)) >= ADAPTER | {"README.md"}
+    assert is_generated(hub.files(POET)["README.md"].decode())
+    assert not [
+        path for path in Path(args.output_dir).rglob("*") if path.is_file() and b"hf_tester" in path.read_bytes()
+    ]
+
+
+@pytest.mark.extra("lora")
+def test_an_adapter_whose_base_is_on_this_machine_alone_is_not_trained_in_vain(
+    hub: "Hub", pushing: Any, build_adapted: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(AskedWrongly, match="which is on this machine alone; push that first"):
+        build_adapted(pushing(), tmp_path / "base")
+    assert ("models", POET) not in hub.repositories
+
+
+@pytest.mark.extra("lora")
+def test_an_adapter_is_not_trained_to_be_pushed_over_a_whole_model(
+    hub: "Hub", pushing: Any, build_adapted: Any
+) -> None:
+    with pytest.raises(
+        AskedWrongly, match="holds a model of type 'minigpt' already and what is to be trained is an ad"
+    ):
+        build_adapted(pushing(hub_model_id="tester/base"))
+
+
+@pytest.mark.extra("lora")
+def test_a_card_in_the_folder_of_an_adapter_is_left_as_it_is(
+    hub: "Hub", pushing: Any, build_adapted: Any, tmp_path: Path
+) -> None:
+    args = pushing(max_steps=2)
+    card = Path(args.output_dir) / "README.md"
+    card.parent.mkdir(parents=True, exist_ok=True)
+    card.write_text("# Mine\n", encoding="utf-8")
+    trainer = build_adapted(args)
+    trainer.train()
+    trainer.save_model(_internal_call=True)
+    assert card.read_text(encoding="utf-8") == "# Mine\n"
+    trainer.push_to_hub()
+    assert "# Mine" in hub.files(POET)["README.md"].decode()

@@ -10,13 +10,15 @@ from typing import Any
 from huggingface_hub import CardData, EvalResult, ModelCard, ModelCardData
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
+from minigpt.hub.adapters import Base
 from minigpt.hub.publishing.card_text import card_text, split_definition
 from minigpt.hub.publishing.saved_folder import SavedFolder, read_saved_folder
 from minigpt.hub.trained import AskedWrongly
 
 CARD = "README.md"
 # What makes the Hub treat the model as one of its own, and is true of it whatever a person writes.
-_TIMELESS = ("library_name", "pipeline_tag", "tags")
+_OF_LIBRARIES = ("library_name", "pipeline_tag", "tags")
+_TIMELESS = (*_OF_LIBRARIES, "base_model", "base_model_relation")
 # The last line of a card names the keys of the metadata that are ours, and signs them and the text. Whoever changes
 # one of these has made the card their own.
 _SIGNATURE = re.compile(
@@ -31,8 +33,9 @@ def model_card(
     published: str | None = None,
     *,
     chosen: Mapping[str, Any] | None = None,
+    base: Base | None = None,
 ) -> ModelCard:
-    """Makes the card of a trained or saved model.
+    """Makes the card of a trained or saved model, or of an adapter.
 
     What it says comes from `run.json`, `config.json`, the tokenizer, the weights, `sample.txt` and `loss.png`; without
     a `run.json` it is shorter. No licence is claimed: whose weights they are chooses one.
@@ -46,6 +49,7 @@ def model_card(
         repository: The id of the repository that the card is for; by default the card names the folder.
         published: The card that the repository has, if any. The folder's goes before it.
         chosen: Metadata that goes before all other, such as `{"license": "mit"}`.
+        base: Where what it was fine-tuned from is now, in place of what the folder says.
 
     Returns:
         The card; its `content` is what `README.md` is to hold.
@@ -54,7 +58,7 @@ def model_card(
         AskedWrongly: The folder holds no model, or a file in it is damaged; the message names it.
     """
     folder = Path(folder)
-    saved = read_saved_folder(folder)
+    saved = read_saved_folder(folder, base)
     name = repository.rpartition("/")[2] if repository else folder.resolve().name
     try:
         metadata = _known(_metadata(saved, name))
@@ -94,15 +98,19 @@ def _metadata(saved: SavedFolder, name: str) -> ModelCardData:
         *(["bigram"] if saved.model_type == "minigpt_bigram" else []),
         *(["character-level"] if saved.unit == "characters" else []),
         *(["custom_code"] if saved.carries_code else []),
+        *([str(saved.adapter.get("peft_type", "adapter")).lower()] if saved.adapter is not None else []),
     ]
+    began_as = saved.base_on_the_hub
     return ModelCardData(
         language=saved.known_text.language if saved.known_text else None,
-        library_name="transformers",
+        library_name="transformers" if saved.adapter is None else "peft",
         pipeline_tag=saved.task,
         tags=tags,
         datasets=[saved.hub_dataset] if saved.hub_dataset else None,
         model_name=name if saved.run is not None else None,
         eval_results=_eval_results(saved) if saved.run is not None else None,
+        base_model=began_as,
+        base_model_relation=("finetune" if saved.adapter is None else "adapter") if began_as else None,
     )
 
 
@@ -158,6 +166,9 @@ def _of_a_person(card: ModelCard) -> tuple[dict[str, Any], str | None]:
     match = _SIGNATURE.search(card.text)
     if match is None:
         if _is_empty_form(card.text):
+            return {key: value for key, value in metadata.items() if key not in _OF_LIBRARIES}, None
+        if _is_form_of_peft(card.text):
+            # Its base is called what the folder was when it was trained.
             return {key: value for key, value in metadata.items() if key not in _TIMELESS}, None
         return metadata, card.text if card.text.strip() else None
     keys = [key for key in match["keys"].split(", ") if key]
@@ -176,6 +187,12 @@ def _is_empty_form(text: str) -> bool:
         and said.endswith(after)
         and "automatically generated" in said[len(before) : -len(after)]
     )
+
+
+def _is_form_of_peft(text: str) -> bool:
+    """Whether this is the form that PEFT puts beside every adapter that it saves, and nobody has filled in."""
+    form = _with_line_feeds(ModelCard.from_template(ModelCardData()).text)
+    return re.sub(r"\s*### Framework versions\s+- PEFT \S+$", "", _with_line_feeds(text)) == form
 
 
 def _signed(metadata: dict[str, Any], text: str, ours: list[str]) -> ModelCard:

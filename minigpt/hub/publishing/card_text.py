@@ -1,6 +1,7 @@
 """What a model card says, section by section: all of it read from the folder, and nothing said that is not known."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 from minigpt.hub.publishing.markdown import block, code, plain, table
@@ -42,7 +43,7 @@ def card_text(saved: SavedFolder, name: str, source: str) -> str:
         sections += ["## What it was trained on", *_data(saved)]
     sections += [
         "## How it was trained",
-        *(_training(saved.run) if saved.run is not None else _unrecorded(saved)),
+        *(_training(saved) if saved.run is not None else _unrecorded(saved)),
         _config(saved),
     ]
     sections += ["## Limits", _list(_limits(saved))]
@@ -54,26 +55,59 @@ def card_text(saved: SavedFolder, name: str, source: str) -> str:
 def split_definition(saved: SavedFolder) -> str:
     """Which part of the text a run's results are from."""
     assert saved.run is not None
-    train, held_back = (saved.run["data"]["split_tokens"][split] for split in ("train", "validation"))
+    counts = saved.run["data"]["split_rows" if saved.is_instructed else "split_tokens"]
+    train, held_back = (counts[split] for split in ("train", "validation"))
+    if saved.is_instructed:
+        return f"the last {held_back:,} of {train + held_back:,} conversations, a tenth of them"
     return f"the last {held_back:,} of {train + held_back:,} {saved.unit}, the text's last tenth"
 
 
 def _summary(saved: SavedFolder) -> str:
-    parameters = saved.run["model"]["parameters"] if saved.run is not None else saved.parameters
-    size = f" with {parameters:,} parameters" if parameters is not None else ""
-    by_character = saved.vocabulary is not None and saved.vocabulary.characters is not None
-    kind = "character-level " if by_character and saved.is_ours else ""
-    if saved.model_type == "minigpt":
-        what = f"A {kind}GPT{size}: {_shape(saved)}."
-    elif saved.model_type == "minigpt_bigram":
-        what = f"A {kind}bigram{size}: one table of which token follows which, the baseline that a GPT must beat."
-    else:
-        what = f"A model of the type {code(saved.model_type)}{size}."
+    what = _model(saved) if saved.adapter is None else _adapter(saved)
     task = "" if saved.task in (None, "text-generation") else f" Its head is for {saved.task.replace('-', ' ')}."
     if saved.run is None:
         return what + task
     text = plain(saved.known_text.title) if saved.known_text else code(saved.run["data"]["name"])
-    return f"{what}{task} Trained on {text} with `minigpt train`, from the preset {code(saved.run['preset'])}."
+    if "preset" in saved.run:
+        return f"{what}{task} Trained on {text} with `minigpt train`, from the preset {code(saved.run['preset'])}."
+    how = "Taught to answer by the conversations of" if saved.is_instructed else "Fine-tuned on"
+    began = "" if saved.adapter is not None else f", beginning with {_base(saved)}"
+    return f"{what}{task} {how} {text} with `minigpt finetune`{began}."
+
+
+def _model(saved: SavedFolder) -> str:
+    recorded = saved.run["model"]["parameters"] if saved.run is not None else saved.parameters
+    if saved.adapter is not None:  # the run counts both together; without one, those of the base are not known
+        described = (saved.run or {}).get("adapter")
+        recorded = recorded - described["trainable"] if described else None
+    size = f" with {recorded:,} parameters" if recorded is not None else ""
+    by_character = saved.vocabulary is not None and saved.vocabulary.characters is not None
+    kind = "character-level " if by_character and saved.is_ours else ""
+    if saved.model_type == "minigpt":
+        return f"A {kind}GPT{size}: {_shape(saved)}."
+    if saved.model_type == "minigpt_bigram":
+        return f"A {kind}bigram{size}: one table of which token follows which, the baseline that a GPT must beat."
+    return f"A model of the type {code(saved.model_type)}{size}."
+
+
+def _adapter(saved: SavedFolder) -> str:
+    assert saved.adapter is not None
+    kind, rank = str(saved.adapter.get("peft_type", "")), saved.adapter.get("r")
+    called = {"LORA": "A LoRA adapter"}.get(kind, f"An adapter of the kind {code(kind)}")
+    of_rank = f" of rank {rank}" if kind == "LORA" and rank else ""
+    described = (saved.run or {}).get("adapter") or {}
+    share = f", {described['share']:.1%} of all" if "share" in described else ""
+    size = f" with {saved.parameters:,} parameters{share}," if saved.parameters else ""
+    return f"{called}{of_rank}{size} for {_base(saved)}. That is: {_model(saved)}"
+
+
+def _base(saved: SavedFolder) -> str:
+    base = saved.base
+    if base is None:
+        return "a model that is not recorded here"
+    if saved.base_on_the_hub is None:
+        return code(Path(base.name).name)  # where on somebody's machine it lies is nobody's business
+    return f"[{base.name}](https://huggingface.co/{base.name})"
 
 
 def _shape(saved: SavedFolder) -> str:
@@ -90,6 +124,8 @@ def _shape(saved: SavedFolder) -> str:
 
 
 def _usage(saved: SavedFolder, source: str) -> list[str]:
+    if saved.adapter is not None:
+        return _usage_of_adapter(saved, source)
     where = json.dumps(source, ensure_ascii=False)
     remote = ", trust_remote_code=True" if saved.carries_code else ""
     paragraphs = []
@@ -113,6 +149,41 @@ def _usage(saved: SavedFolder, source: str) -> list[str]:
             block(f"import minigpt\n{_loading(saved, where, '')}", "python"),
         ]
     return paragraphs
+
+
+def _usage_of_adapter(saved: SavedFolder, source: str) -> list[str]:
+    where = json.dumps(source, ensure_ascii=False)
+    remote = ", trust_remote_code=True" if saved.carries_code else ""
+    has_settings = (saved.path / "generation_config.json").is_file()
+    names = ["AutoTokenizer", *(["GenerationConfig"] if has_settings else [])]
+    settings = f", generation_config=GenerationConfig.from_pretrained({where})" if has_settings else ""
+    opening = [
+        "from peft import AutoPeftModelForCausalLM",
+        f"from transformers import {', '.join(names)}",
+        "",
+        f"tokenizer = AutoTokenizer.from_pretrained({where})",
+    ]
+    writing = (
+        f'prompt = tokenizer({_prompt(saved)}, return_tensors="pt")\n'
+        f"written = model.generate(**prompt, max_new_tokens=200{settings})\n"
+        "print(tokenizer.decode(written[0], skip_special_tokens=True))"
+    )
+    model = f"model = AutoPeftModelForCausalLM.from_pretrained({where}{{}})"
+    paragraphs = [
+        "With `pip install peft`, which fetches the model that it is for too:",
+        block("\n".join([*opening, model.format(remote), "", writing]), "python"),
+    ]
+    if saved.carries_code:
+        paragraphs += [f"`trust_remote_code=True` runs the code of {_base(saved)}."]
+    if saved.is_ours:
+        paragraphs += [
+            f"With the package `{_PACKAGE}[lora]` installed no remote code is run:",
+            block("\n".join(["import minigpt", *opening, model.format("")]), "python"),
+        ]
+    return [
+        *paragraphs,
+        "`model.merge_and_unload()` makes one plain model of the two, with the same logits.",
+    ]
 
 
 def _loading(saved: SavedFolder, where: str, remote: str) -> str:
@@ -147,12 +218,19 @@ def _data(saved: SavedFolder) -> list[str]:
         rows = [
             ("size", f"{data['characters']:,} characters, {data['bytes']:,} bytes in UTF-8"),
             *rows,
-            ("trained on", f"the first {data['split_tokens']['train']:,} {saved.unit}"),
+            ("trained on", f"the first {_trained_on(saved)}"),
             ("held back", split_definition(saved)),
         ]
     if saved.vocabulary:
         rows.append(("vocabulary", _vocabulary(saved)))
     return [what, table(("", ""), rows)]
+
+
+def _trained_on(saved: SavedFolder) -> str:
+    assert saved.run is not None
+    data = saved.run["data"]
+    tokens = f"{data['split_tokens']['train']:,} {saved.unit}"
+    return f"{data['split_rows']['train']:,} conversations, {tokens}" if saved.is_instructed else tokens
 
 
 def _vocabulary(saved: SavedFolder) -> str:
@@ -163,18 +241,26 @@ def _vocabulary(saved: SavedFolder) -> str:
     return f"{_counted(len(saved.vocabulary.characters), 'character')}, one token each, and {special}"
 
 
-def _training(run: dict[str, Any]) -> list[str]:
+def _training(saved: SavedFolder) -> list[str]:
+    run = saved.run
+    assert run is not None
     training, hardware = run["training"], run["hardware"]
+    shown = "conversations" if saved.is_instructed else "random crops"
+    settings = list(training.items())
+    if described := run.get("adapter"):
+        settings += [(f"lora_{name}", described[name]) for name in ("r", "alpha", "dropout", "targets")]
+    bits = (run.get("base") or {}).get("load_in_bits")
+    quantised = f" The base's weights were quantised to {bits} bits the while (QLoRA)." if bits else ""
     speed = training["tokens_per_second"]
     steps = (
-        f"{_counted(training['steps'], 'step')}, {training['tokens']:,} tokens in random crops, in "
+        f"{_counted(training['steps'], 'step')}, {training['tokens']:,} tokens in {shown}, in "
         f"{_duration(training['seconds'])}" + (f" ({speed:,.0f} tokens a second)" if speed else "")
     )
     where = f"on {plain(hardware['name'])} ({plain(hardware['device'])}; {plain(hardware['platform'])})"
     versions = ", ".join(f"{plain(library)} {plain(version)}" for library, version in run["versions"].items())
     return [
-        f"{steps}, {where}. Estimates, samples and checkpoints on the way are in the time.",
-        table(("setting", "value"), ((code(name), _value(value)) for name, value in training.items())),
+        f"{steps}, {where}. Estimates, samples and checkpoints on the way are in the time.{quantised}",
+        table(("setting", "value"), ((code(name), _value(value)) for name, value in settings)),
         f"Versions: {versions}.",
     ]
 
@@ -186,11 +272,14 @@ def _results(run: dict[str, Any], saved: SavedFolder) -> list[str]:
         ("bits a character", _number(validation["bits_per_character"], 4)),
         ("perplexity", _number(validation["perplexity"], 3)),
     ]
-    how = (
-        f"Measured over every next token of the validation split, {validation['targets']:,} of them, each predicted "
-        f"once from what stands before it in its window. The split is {split_definition(saved)}; none of it was "
-        "trained on."
+    what = (
+        f"every token of the answers in the validation split, {validation['targets']:,} of them, each predicted once "
+        "from what stands before it"
+        if saved.is_instructed
+        else f"every next token of the validation split, {validation['targets']:,} of them, each predicted once from "
+        "what stands before it in its window"
     )
+    how = f"Measured over {what}. The split is {split_definition(saved)}; none of it was trained on."
     if model["chosen_on_validation"]:
         how += (
             f" The model is the one after step {model['step']:,}, chosen for the lowest estimate on this same split: "
@@ -238,6 +327,8 @@ def _config(saved: SavedFolder) -> str:
 
 def _sample(sample: str, saved: SavedFolder) -> list[str]:
     seed = f" with the seed {saved.run['training']['seed']}" if saved.run is not None else ""
+    if saved.is_instructed:
+        return [f"Answers to prompts that were held back, unedited{seed} (`sample.txt`):", block(sample, "text")]
     how = f"Unedited, from a new line on, drawn from all that the model thinks likely{seed} (`sample.txt`):"
     return [how, block(sample, "text")]
 
@@ -254,7 +345,13 @@ def _limits(saved: SavedFolder) -> list[str]:
             f"It knows {_counted(len(vocabulary.characters), 'character')} and no other: any other becomes the unknown "
             "token, of which it has learned nothing."
         )
-    if saved.run is not None or saved.known_text:
+    if saved.run is not None and saved.base is not None:
+        learned = "It answers as those conversations do and knows" if saved.is_instructed else "It knows"
+        limits.append(
+            f"Beyond what {_base(saved)} has read, it has read the one text above. {learned} no facts, and whatever is "
+            "wrong or hurtful in the text can come back."
+        )
+    elif saved.run is not None or saved.known_text:
         limits.append(
             "All it has read is the one text above. It imitates that text's look: it knows no facts, follows no "
             "instructions, and whatever is wrong or hurtful in the text can come back."

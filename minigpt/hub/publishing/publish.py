@@ -30,9 +30,11 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
     enable_progress_bars,
 )
 
+from minigpt.hub.adapters import Base
 from minigpt.hub.publishing.card import model_card
 from minigpt.hub.publishing.refusals import SAME_COMMAND, PushFailed, find_token, plain_refusals
 from minigpt.hub.publishing.release import CARD, Release, default_message, is_stale, prepare_release
+from minigpt.hub.publishing.saved_folder import ADAPTER, is_hub_id
 from minigpt.hub.publishing.standing import Standing, look_at
 from minigpt.hub.trained import AskedWrongly
 
@@ -64,22 +66,27 @@ def push_folder(
     revision: str | None = None,
     create_pr: bool = False,
     commit_message: str | None = None,
+    base: str | None = None,
     token: str | None = None,
     again: str = SAME_COMMAND,
 ) -> Push:
-    """Publishes a trained or saved model: weights, configs, tokenizer, code, picture, sample, run and card.
+    """Publishes a trained or saved model, or an adapter: weights, configs, tokenizer, code, picture, sample, run, card.
 
     The folder is opened first, as whoever downloads it will open it, and nothing in it is changed. What the repository
     holds already is not sent again. Checkpoints, optimizer states and pickles stay here. An exported model can be
     pushed to the repository of the model that it was made of, and joins it there.
 
     Args:
-        folder: What `minigpt train`, a Trainer or `save_pretrained` wrote, or one of its checkpoints.
+        folder: What `minigpt train`, `minigpt finetune`, a Trainer or `save_pretrained` wrote, or one of its
+            checkpoints.
         repository: `OWNER/NAME`, or `NAME` for one's own. It is made if there is none.
         private: Whether a new repository is for its owner alone; otherwise it is as its owner has it by default.
         revision: The branch, made from the main one if there is none; or a pull request, `refs/pr/1`.
         create_pr: Whether to open a pull request instead of changing the main branch.
         commit_message: What the commit is called; by default how far the model has come.
+        base: The repository of what the model was fine-tuned from, where the folder names one on this machine: an
+            adapter is of use only to who has that too. Its weights are made sure to be the same, and what is published
+            names its commit.
         token: Who pushes; by default who has logged in.
         again: What an error tells a person to do.
 
@@ -91,7 +98,7 @@ def push_folder(
     check_names(repository, revision, create_pr, commit_message)
     token = find_token(token)
     with tempfile.TemporaryDirectory() as staging, quiet_client():
-        release = prepare_release(Path(folder), Path(staging))
+        release = prepare_release(Path(folder), Path(staging), _find_base(base, folder, token, again) if base else None)
         if "/" not in repository:
             with plain_refusals(repository, again):
                 repository = f"{whoami(token)['name']}/{repository}"
@@ -106,6 +113,17 @@ def push_folder(
                 create_pr=create_pr,
                 message=commit_message or default_message(release),
             )
+
+
+def _find_base(repository: str, folder: str | Path, token: str, again: str) -> Base:
+    """A base as it stands on the Hub now."""
+    if not is_hub_id(repository):
+        raise AskedWrongly(f"a base on the Hub is called OWNER/NAME, and not {repository!r}.")
+    with plain_refusals(repository, again):
+        standing = look_at(HfApi(token=token), repository)
+    if standing is None:
+        raise AskedWrongly(f"there is no {repository} on the Hub; push there what {folder} was fine-tuned from.")
+    return Base(repository, standing.commit)
 
 
 def check_names(repository: str, revision: str | None, create_pr: bool = False, message: str | None = None) -> None:
@@ -182,8 +200,9 @@ def push_release(
     standing = look_at(api, repository, revision)
     if standing is None and create_pr:
         raise AskedWrongly(f"there is no {repository} to propose a change to; leave out --create-pr.")
-    check_standing(standing, release.saved.model_type, str(release.saved.path), repository, private)
-    card = model_card(release.saved.path, repository, standing.card if standing else None)
+    saved = release.saved
+    check_standing(standing, saved.published_type, str(saved.path), repository, private)
+    card = model_card(saved.path, repository, standing.card if standing else None, base=saved.base)
     try:
         card.validate()
     except ValueError as error:
@@ -242,9 +261,13 @@ def check_standing(standing: Standing | None, model_type: str, source: str, repo
         )
     if standing.model_type not in (None, model_type):
         raise AskedWrongly(
-            f"{repository} holds a model of type {standing.model_type!r} already and {source} is one of type "
-            f"{model_type!r}; push to another name."
+            f"{repository} holds {_kind(standing.model_type)} already and {source} is "
+            f"{_kind(model_type).replace('a model', 'one', 1)}; push to another name."
         )
+
+
+def _kind(model_type: str) -> str:
+    return "an adapter" if model_type == ADAPTER else f"a model of type {model_type!r}"
 
 
 def _differs(content: Path | bytes, known: str | None) -> bool:

@@ -1,7 +1,8 @@
-"""What of a folder goes to the Hub: a whole model with all that it needs to be used, and nothing else."""
+"""What of a folder goes to the Hub: a whole model or adapter with all that it needs to be used, and nothing else."""
 
 import ast
 import fnmatch
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 
 import minigpt
+from minigpt.hub.adapters import BASE_HASH, CONFIG, WEIGHTS, Base, base_sha256, open_adapter
 from minigpt.hub.loading_bars import no_progress_bars
 from minigpt.hub.publishing.saved_folder import SavedFolder, read_saved_folder
 from minigpt.hub.trained import AskedWrongly, check_vocabulary
@@ -24,8 +26,10 @@ _TOKENIZER = (
     *("chat_template.jinja", "additional_chat_templates/*.jinja"),
     *("vocab.json", "vocab.txt", "merges.txt", "*.model"),
 )
+_ADAPTER = (CONFIG, WEIGHTS, BASE_HASH)
 _WORDS = ("run.json", "loss.png", "sample.txt", "LICENSE", "LICENSE.*", "NOTICE", "NOTICE.*")
 _PUBLISHED = ("config.json", "generation_config.json", *_WEIGHTS, *_OTHER_FORMATS, *_TOKENIZER, *_WORDS)
+_PUBLISHED_ADAPTER = (*_ADAPTER, "generation_config.json", *_TOKENIZER, *_WORDS)
 # No model is another one for these.
 _MAY_STAY = ("LICENSE*", "NOTICE*", *_OTHER_FORMATS)
 _OUR_CODE = frozenset(file.name for file in Path(configuration_minigpt.__file__).parent.glob("*_*.py"))
@@ -48,8 +52,8 @@ class Release:
 
     @property
     def has_weights(self) -> bool:
-        """Whether transformers can open it; an exported graph or a GGUF file it cannot."""
-        return any(_matches(name, _WEIGHTS) for name in self.files)
+        """Whether transformers or PEFT can open it; an exported graph or a GGUF file they cannot."""
+        return any(_matches(name, (*_WEIGHTS, WEIGHTS)) for name in self.files)
 
     @property
     def other_formats(self) -> dict[str, Path]:
@@ -57,37 +61,40 @@ class Release:
         return {name: file for name, file in self.files.items() if _matches(name, _OTHER_FORMATS)}
 
 
-def prepare_release(folder: Path, staging: Path) -> Release:
+def prepare_release(folder: Path, staging: Path, base: Base | None = None) -> Release:
     """Collects what is to be published, once the model and its tokenizer have been opened and fit.
 
     A MiniGPT whose folder lacks its code, an old one's, gets that of this package.
 
     Args:
-        folder: What `minigpt train`, a Trainer or `save_pretrained` wrote, or one of its checkpoints. Nothing in it is
-            changed.
+        folder: What `minigpt train`, `minigpt finetune`, a Trainer or `save_pretrained` wrote, or one of its
+            checkpoints. Nothing in it is changed.
         staging: A folder for what has to be added.
+        base: Where on the Hub what it was fine-tuned from is, if the folder says something else.
 
     Raises:
-        AskedWrongly: The folder is not there, holds no whole model, or one without safetensors or a tokenizer.
+        AskedWrongly: The folder is not there, holds no whole model or adapter, or one without safetensors or a
+            tokenizer; or the base is not on the Hub, or not what it was fine-tuned from.
     """
     if not folder.is_dir():
         raise AskedWrongly(f"there is no folder {folder}; name one that `minigpt train` or save_pretrained wrote.")
-    if not (folder / "config.json").is_file() and (checkpoints := sorted(folder.glob("checkpoint-*"), key=_step)):
+    is_unfinished = not (folder / "config.json").is_file() and not (folder / CONFIG).is_file()
+    if is_unfinished and (checkpoints := sorted(folder.glob("checkpoint-*"), key=_step)):
         raise AskedWrongly(
             f"the run in {folder} is not finished; go on with it (--resume_from_checkpoint), or push {checkpoints[-1]}."
         )
-    saved = read_saved_folder(folder)
-    files = {name: folder / name for name in _names(folder) if _is_published(name)}
-    model = _open(saved, files)
-    code, missing = _code(folder, saved.config)
-    if saved.is_ours and model is not None and (missing or not code):
-        model.config.save_pretrained(staging)
-        custom_object_save(model, staging)
-        files["config.json"] = staging / "config.json"
-        code = {file.name: file for file in staging.glob("*.py")}
-    elif missing:
-        raise AskedWrongly(f"{folder} lacks {', '.join(missing)}, code that its config.json names; save it again.")
-    files |= code
+    saved = read_saved_folder(folder, base)
+    if base is not None:
+        _check_base(saved, base)
+    files = {name: folder / name for name in _names(folder) if _is_published(name, saved)}
+    if saved.adapter is not None:
+        _open_adapter(saved, files)
+    else:
+        files |= _whole_model(saved, files, staging)
+    for name, content in (("run.json", _published_run(saved)), (CONFIG, saved.adapter)):
+        if content is not None and content != json.loads((folder / name).read_text(encoding="utf-8")):
+            (staging / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            files[name] = staging / name
     taken = {name.partition("/")[0] for name in files} | {CARD}
     left = [path.name for path in sorted(folder.iterdir()) if path.name not in taken and path.name != "__pycache__"]
     return Release(saved, files, tuple(left))
@@ -96,14 +103,14 @@ def prepare_release(folder: Path, staging: Path) -> Release:
 def release_of_checkpoint(checkpoint: Path) -> Release:
     """What is published of a checkpoint that has just been written: it is whole, and is not opened."""
     saved = read_saved_folder(checkpoint)
-    files = {name: checkpoint / name for name in _names(checkpoint) if _is_published(name)}
-    code, _ = _code(checkpoint, saved.config)
+    files = {name: checkpoint / name for name in _names(checkpoint) if _is_published(name, saved)}
+    code = _code(checkpoint, saved.config)[0] if saved.adapter is None else {}
     return Release(saved, files | code, left=())
 
 
 def is_stale(name: str, release: Release) -> bool:
     """Whether a file that a repository holds is left over from another push, and would be taken for this model's."""
-    was_ours = name in _OUR_CODE or (_is_published(name) and not _matches(name, _MAY_STAY))
+    was_ours = name in _OUR_CODE or (_matches(name, (*_PUBLISHED, *_ADAPTER)) and not _matches(name, _MAY_STAY))
     return was_ours and name not in release.files
 
 
@@ -114,8 +121,9 @@ def _names(folder: Path) -> Iterator[str]:
             yield path.relative_to(folder).as_posix()
 
 
-def _is_published(name: str) -> bool:
-    return _matches(name, _PUBLISHED)
+def _is_published(name: str, saved: SavedFolder) -> bool:
+    # Beside a whole model, an adapter's files would be taken for one that it is to be opened with.
+    return _matches(name, _PUBLISHED if saved.adapter is None else _PUBLISHED_ADAPTER)
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:
@@ -128,11 +136,64 @@ def _step(checkpoint: Path) -> int:
     return int(step) if step.isdecimal() else -1
 
 
+def _check_base(saved: SavedFolder, base: Base) -> None:
+    """Makes sure that a base is what the model was fine-tuned from, as far as that is recorded."""
+    if saved.adapter is not None:
+        return  # it is opened with it
+    recorded = (saved.run or {}).get("base")
+    if not recorded:
+        raise AskedWrongly(
+            f"{saved.path} is no adapter and records no base that it was fine-tuned from; leave --base out."
+        )
+    if recorded["sha256"] != base_sha256(base.name, base.revision):
+        raise AskedWrongly(
+            f"{saved.path} was fine-tuned from another base: the weights of {base.name} are not those that it began "
+            "as; name the base that has them."
+        )
+
+
+def _open_adapter(saved: SavedFolder, files: dict[str, Path]) -> None:
+    """Opens an adapter and its tokenizer, as whoever downloads them will: with a model that is on the Hub."""
+    folder, base = saved.path, saved.base
+    assert base is not None
+    assert saved.adapter is not None
+    if saved.base_on_the_hub is None:
+        raise AskedWrongly(
+            f"{folder} is an adapter for {base.name}, which is on this machine alone; push that first "
+            f"(`minigpt push {base.name} OWNER/NAME`), then push the adapter with --base OWNER/NAME."
+        )
+    if saved.adapter.get("task_type") is None:
+        raise AskedWrongly(f"{folder / CONFIG} names no task_type, by which PEFT opens it; write CAUSAL_LM there.")
+    _refuse_without_tokenizer(folder, files)
+    model, tokenizer = open_adapter(folder, base=base)
+    _refuse_what_does_not_fit(folder, model, tokenizer)
+
+
+def _published_run(saved: SavedFolder) -> dict[str, Any] | None:
+    """What `run.json` holds, without where on this machine a base lies."""
+    base = saved.base
+    if saved.run is None or not saved.run.get("base") or base is None or saved.base_on_the_hub:
+        return saved.run
+    return saved.run | {"base": saved.run["base"] | {"name": Path(base.name).name}}
+
+
+def _whole_model(saved: SavedFolder, files: dict[str, Path], staging: Path) -> dict[str, Path]:
+    """The code of a model that has been opened, and what else has to be another file than the folder's."""
+    folder, model = saved.path, _open(saved, files)
+    code, missing = _code(folder, saved.config)
+    if saved.is_ours and model is not None and (missing or not code):
+        model.config.save_pretrained(staging)
+        custom_object_save(model, staging)
+        return {"config.json": staging / "config.json"} | {file.name: file for file in staging.glob("*.py")}
+    if missing:
+        raise AskedWrongly(f"{folder} lacks {', '.join(missing)}, code that its config.json names; save it again.")
+    return code
+
+
 def _open(saved: SavedFolder, files: dict[str, Path]) -> PreTrainedModel | None:
     """Opens the model and its tokenizer, as whoever downloads them will; a model in another format stays closed."""
     folder = saved.path
-    if not any(_matches(name, _TOKENIZER) for name in files):
-        raise AskedWrongly(f"{folder} holds no tokenizer; save it there: tokenizer.save_pretrained({str(folder)!r}).")
+    _refuse_without_tokenizer(folder, files)
     minigpt.register()
     tokenizer = _load(AutoTokenizer.from_pretrained, folder, "tokenizer")
     if not any(_matches(name, _WEIGHTS) for name in files):
@@ -147,11 +208,20 @@ def _open(saved: SavedFolder, files: dict[str, Path]) -> PreTrainedModel | None:
             raise AskedWrongly(
                 f"the weights in {folder} do not fit its config ({what}: {_some(names)}); save it again."
             )
+    _refuse_what_does_not_fit(folder, model, tokenizer)
+    return model
+
+
+def _refuse_without_tokenizer(folder: Path, files: dict[str, Path]) -> None:
+    if not any(_matches(name, _TOKENIZER) for name in files):
+        raise AskedWrongly(f"{folder} holds no tokenizer; save it there: tokenizer.save_pretrained({str(folder)!r}).")
+
+
+def _refuse_what_does_not_fit(folder: Path, model: Any, tokenizer: Any) -> None:
     try:
         check_vocabulary(model, tokenizer)
     except ValueError as error:
         raise AskedWrongly(f"the model in {folder} is not whole: {error}") from error
-    return model
 
 
 def _load(load: Any, folder: Path, what: str, **options: Any) -> Any:
@@ -201,8 +271,11 @@ def default_message(release: Release) -> str:
     try:
         if run:
             model, validation = run["model"], run["losses"]["validation"]
-            return f"{model['class']}, step {model['step']:,}: validation loss {validation['loss']:.4f}"
+            called = model["class"] if release.saved.adapter is None else "Adapter"
+            return f"{called}, step {model['step']:,}: validation loss {validation['loss']:.4f}"
     except (KeyError, TypeError, ValueError):
         pass
+    if release.saved.adapter is not None:
+        return "Upload adapter"
     (architecture, *_) = release.saved.config.get("architectures") or [release.saved.model_type]
     return f"Upload {architecture}"

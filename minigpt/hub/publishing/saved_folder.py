@@ -8,6 +8,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from minigpt.hub.adapters import CONFIG, WEIGHTS, Base, base_of, config_of_base, read_adapter_config
 from minigpt.hub.publishing.known_texts import KNOWN_TEXTS, KnownText
 from minigpt.hub.trained import AskedWrongly
 
@@ -19,6 +20,8 @@ _HEADS = {
     "ForTokenClassification": ("token-classification", "AutoModelForTokenClassification"),
     "Model": ("feature-extraction", "AutoModel"),
 }
+# What a repository of an adapter holds, where others hold a type of model.
+ADAPTER = "adapter"
 
 
 @dataclass(frozen=True)
@@ -38,22 +41,24 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class SavedFolder:
-    """A model's folder, as `minigpt train`, a Trainer or `save_pretrained` left it.
+    """A model's or an adapter's folder, as `minigpt train`, a Trainer or `save_pretrained` left it.
 
     Attributes:
         path: Where it is.
-        config: What its `config.json` holds.
+        config: What its `config.json` holds, or that of the model that an adapter is for, as far as it is known.
+        adapter: What its `adapter_config.json` holds, or None for a whole model.
         run: What its `run.json` holds, or None without one.
         state: What its `trainer_state.json` holds, or None without one.
         text_hash: What its `text.sha256` holds, or None without one: checkpoints have it.
         vocabulary: Its tokens, or None without a `tokenizer.json`.
-        parameters: How many there are in its safetensors files, or None without any.
+        parameters: How many there are in its safetensors files, an adapter's own, or None without any.
         sample: What its `sample.txt` holds, or None without one.
         has_picture: Whether it holds a `loss.png`.
     """
 
     path: Path
     config: dict[str, Any]
+    adapter: dict[str, Any] | None
     run: dict[str, Any] | None
     state: dict[str, Any] | None
     text_hash: str | None
@@ -68,14 +73,38 @@ class SavedFolder:
         return str(self.config.get("model_type", "unknown"))
 
     @property
+    def published_type(self) -> str:
+        """What a repository holds that it is pushed to: nothing else may be pushed there."""
+        return ADAPTER if self.adapter is not None else self.model_type
+
+    @property
+    def base(self) -> Base | None:
+        """What it was fine-tuned from, or as an adapter is for, as its config or its run calls it."""
+        if self.adapter is not None:
+            return Base(self.adapter["base_model_name_or_path"], self.adapter.get("revision"))
+        named = (self.run or {}).get("base")
+        return Base(str(named["name"]), named.get("revision")) if named else None
+
+    @property
+    def base_on_the_hub(self) -> str | None:
+        """The id on the Hub of what it was fine-tuned from, or None if that is a folder."""
+        base = self.base
+        return base.name if base and is_hub_id(base.name) and not base.is_folder else None
+
+    @property
+    def is_instructed(self) -> bool:
+        """Whether it has learned to answer, from conversations."""
+        return self.run is not None and "split_rows" in self.run["data"]
+
+    @property
     def is_ours(self) -> bool:
         """Whether it is a MiniGPT or a bigram."""
         return self.model_type in ("minigpt", "minigpt_bigram")
 
     @property
     def carries_code(self) -> bool:
-        """Whether whoever lacks its class can load it from the code beside it."""
-        return bool(self.config.get("auto_map"))
+        """Whether whoever lacks its class can load it from the code beside it, or beside an adapter's model."""
+        return bool(self.config.get("auto_map")) or (self.is_ours and self.adapter is not None)
 
     @property
     def unit(self) -> str:
@@ -98,7 +127,7 @@ class SavedFolder:
         if self.known_text:
             return self.known_text.hub_dataset
         name = str(self.run["data"]["name"]) if self.run is not None else ""
-        return name if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, re.ASCII) else None
+        return name if is_hub_id(name) else None
 
     @property
     def task(self) -> str | None:
@@ -107,33 +136,53 @@ class SavedFolder:
 
     @property
     def auto_class(self) -> str:
-        """The class of transformers that opens the model with its head."""
+        """The class that opens the model with its head: of transformers, or for an adapter of PEFT."""
         return self._head[1]
 
     @property
     def _head(self) -> tuple[str | None, str]:
+        if self.adapter is not None:
+            return "text-generation", "AutoPeftModelForCausalLM"
         (architecture, *_) = self.config.get("architectures") or [""]
         found = (head for suffix, head in _HEADS.items() if str(architecture).endswith(suffix))
         return next(found, (None, "AutoModel"))
 
 
-def read_saved_folder(path: Path) -> SavedFolder:
-    """Reads what is known of the model in a folder.
+def is_hub_id(name: str) -> bool:
+    """Whether a name can be one of the Hub's, with an owner: a file's name has none."""
+    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, re.ASCII) is not None
+
+
+def read_saved_folder(path: Path, base: Base | None = None) -> SavedFolder:
+    """Reads what is known of the model or the adapter in a folder.
+
+    Args:
+        path: The folder.
+        base: Where what it was fine-tuned from is now, in place of what the folder says.
 
     Raises:
-        AskedWrongly: The folder holds no model, or one of its JSON or weight files cannot be read.
+        AskedWrongly: The folder holds neither, or one of its JSON or weight files cannot be read.
     """
-    config = _read_json(path / "config.json")
+    run, config, adapter = _read_json(path / "run.json"), _read_json(path / "config.json"), None
+    if (path / CONFIG).is_file() and not any(path.glob("model*.safetensors")):
+        adapter = read_adapter_config(path)
+        config = (run or {}).get("model", {}).get("config") or config_of_base(base_of(path))
     if config is None:
         raise AskedWrongly(f"the folder {path} holds no model: it has no config.json.")
+    if base is not None:
+        if adapter is not None:
+            adapter |= {"base_model_name_or_path": base.name, "revision": base.revision}
+        if run is not None and run.get("base"):
+            run["base"] |= {"name": base.name, "revision": base.revision}
     return SavedFolder(
         path=path,
         config=config,
-        run=_read_json(path / "run.json"),
+        adapter=adapter,
+        run=run,
         state=_read_json(path / "trainer_state.json"),
         text_hash=(_read_text(path / "text.sha256") or "").strip() or None,
         vocabulary=_read_vocabulary(path),
-        parameters=_count_parameters(path),
+        parameters=_count_parameters(path, "model*.safetensors" if adapter is None else WEIGHTS),
         sample=_read_text(path / "sample.txt"),
         has_picture=(path / "loss.png").is_file(),
     )
@@ -170,8 +219,8 @@ def _read_vocabulary(path: Path) -> Vocabulary | None:
     return Vocabulary(characters=None, subwords=len(ordinary), special=len(special))
 
 
-def _count_parameters(path: Path) -> int | None:
-    files = sorted(path.glob("model*.safetensors"))
+def _count_parameters(path: Path, pattern: str) -> int | None:
+    files = sorted(path.glob(pattern))
     if not files:
         return None
     count = 0

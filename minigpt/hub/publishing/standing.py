@@ -9,6 +9,8 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
+from minigpt.hub.adapters import CONFIG
+from minigpt.hub.publishing.saved_folder import ADAPTER
 from minigpt.hub.trained import AskedWrongly
 
 _SECONDS = 10
@@ -23,7 +25,8 @@ class Standing:
         private: Whether it is for its owner alone.
         commit: The hash of the revision's last commit.
         hashes: Of each file: SHA-256 if it is in the large file storage, git's own hash otherwise.
-        model_type: That of its `config.json`; `unknown` if a model lies there without one, None if none does.
+        model_type: That of its `config.json`, or `adapter`; `unknown` if a model lies there without either, None if
+            none does.
         card: What its `README.md` holds, or None without one.
     """
 
@@ -83,6 +86,8 @@ def _text(card: bytes, repository: str) -> str:
 
 def _model_type(config: bytes | None, hashes: Mapping[str, str]) -> str | None:
     if config is None:
+        if CONFIG in hashes:
+            return ADAPTER
         return "unknown" if any(name.endswith(_WEIGHTS) for name in hashes) else None
     try:
         return str(json.loads(config)["model_type"])

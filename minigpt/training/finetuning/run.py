@@ -9,6 +9,7 @@ from typing import Any
 from transformers import set_seed
 
 from minigpt.hub.extras import require_extra
+from minigpt.hub.publishing.saved_folder import ADAPTER
 from minigpt.hub.trained import AskedWrongly
 from minigpt.training.arguments import MiniGPTTrainingArguments
 from minigpt.training.checkpoints import find_checkpoint
@@ -32,6 +33,7 @@ from minigpt.training.output_folder import (
     clear_folder,
 )
 from minigpt.training.preparation import build_arguments, check_push
+from minigpt.training.publishing import check_base_is_published
 from minigpt.training.report import hardware
 from minigpt.training.tokens import characters_per_token, tokenize_corpus
 from minigpt.training.trainer import MiniGPTTrainer
@@ -136,8 +138,8 @@ def finetune(
     args = _arguments(model, device, lora, instruction, dict(training or {}))
     folder, is_main = Path(args.output_dir), args.process_index == 0
     resuming = bool(args.resume_from_checkpoint)
-    if folder.resolve() == Path(model).resolve():
-        raise AskedWrongly(f"{folder} is the model that is to be fine-tuned; name another --output_dir.")
+    if Path(model).is_dir() and Path(model).resolve().is_relative_to(folder.resolve()):
+        raise AskedWrongly(f"{folder} holds {model}, which is to be fine-tuned; name another --output_dir.")
     if is_main:
         check_folder(folder, resuming=resuming, overwrite=overwrite)
     checkpoint = find_checkpoint(folder, args.resume_from_checkpoint) if resuming else None
@@ -156,7 +158,9 @@ def finetune(
     )
     network: Any = base.model
     if is_main:
-        check_push(args, network.config.model_type)
+        check_push(args, ADAPTER if lora else network.config.model_type)
+        if lora and args.push_to_hub:
+            check_base_is_published(base.name)
     block_size = choose_block_size(network, block_size)
     check_loss(network, str(model))
     added = _fit_vocabulary(base, corpus, extend_vocabulary) if corpus else 0
