@@ -18,7 +18,12 @@ from minigpt.training.corpus import Corpus, load_text
 from minigpt.training.finetuning.adapters import LoraSettings, add_lora, check_same_adapter, describe_adapter
 from minigpt.training.finetuning.base_model import Base, check_loss, choose_block_size, open_base
 from minigpt.training.finetuning.command_line import parse_finetune_command
-from minigpt.training.finetuning.instruction import InstructionData, InstructionSettings, prepare_instruction
+from minigpt.training.finetuning.instruction import (
+    InstructionData,
+    InstructionSettings,
+    learn_to_stop,
+    prepare_instruction,
+)
 from minigpt.training.finetuning.quantization import check_bits
 from minigpt.training.finetuning.vocabulary import extend_vocabulary as extend
 from minigpt.training.finetuning.vocabulary import lacking_characters, refuse_lacking
@@ -164,6 +169,8 @@ def finetune(
     block_size = choose_block_size(network, block_size)
     check_loss(network, str(model))
     added = _fit_vocabulary(base, corpus, extend_vocabulary) if corpus else 0
+    if instruction:
+        learn_to_stop(network, base.tokenizer)
     if lora:
         network = add_lora(network, lora, base.name, base.revision)
     if checkpoint:
