@@ -34,8 +34,9 @@ SECTIONS = {
         "tests/hub/test_stock*.py",
         "tests/hub/test_gguf*.py",
     ),
+    "Fine-tuning": ("tests/training/finetuning/*.py", "tests/hub/test_adapters.py"),
     "The Hub": (
-        "tests/hub/test_publish.py",
+        "tests/hub/test_publish*.py",
         "tests/hub/test_card.py",
         "tests/training/test_push.py",
         "tests/training/test_tokens_on_the_hub.py",
