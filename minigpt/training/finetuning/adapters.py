@@ -66,23 +66,45 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings, base_name: str, rev
     """
     from peft import LoraConfig, get_peft_model
 
+    if isinstance(settings.targets, tuple):
+        _refuse_unfit(model, settings.targets)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=settings.r,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=settings.targets if isinstance(settings.targets, str) else list(settings.targets),
+        # GPT-2's linear layers keep their weights the other way round, and PEFT would warn that it has seen it.
+        fan_in_fan_out=any(type(layer).__name__ == "Conv1D" for layer in model.modules()),
     )
-    try:
-        adapted = get_peft_model(model, config, revision=revision)
-    except ValueError as error:
-        names = sorted({name.rpartition(".")[2] for name, layer in model.named_modules() if _is_linear(layer)})
-        raise AskedWrongly(
-            f"lora_targets {_in_words(settings.targets)} fit no layer of this model; its linear layers are "
-            f"{', '.join(names) or 'none'}."
-        ) from error
-    adapted.peft_config["default"].base_model_name_or_path = base_name
+    adapted = get_peft_model(model, config, revision=revision)
+    ours = adapted.peft_config["default"]
+    ours.base_model_name_or_path = base_name
+    # PEFT keeps a set, which it would write in another order each time.
+    ours.target_modules = sorted(ours.target_modules)
     return adapted
+
+
+def _refuse_unfit(model: PreTrainedModel, targets: tuple[str, ...]) -> None:
+    """Refuses names of layers of which PEFT would pass over some without a word, or say nothing of what they share."""
+    layers = dict(model.named_modules())
+    unknown = [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in layers)]
+    if unknown:
+        linear = sorted({name.rpartition(".")[2] for name, layer in layers.items() if _is_linear(layer)})
+        raise AskedWrongly(
+            f"lora_targets {', '.join(unknown)} fit no layer of this model; its linear layers are "
+            f"{', '.join(linear) or 'none'}."
+        )
+    head, table = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None or head.weight is not table.weight:
+        return
+    shared = [name for name, layer in layers.items() if layer is head or layer is table]
+    for target in targets:
+        if any(f".{name}".endswith(f".{target}") for name in shared):
+            raise AskedWrongly(
+                f"lora_targets {target} shares its weights with {' and '.join(shared)} in this model, and an adapter "
+                "on one could not be merged; leave it out."
+            )
 
 
 def describe_adapter(adapted: Any, settings: LoraSettings) -> dict[str, Any]:
@@ -123,7 +145,3 @@ def check_same_adapter(checkpoint: Path, adapted: Any) -> None:
 
 def _is_linear(layer: Any) -> bool:
     return "Linear" in type(layer).__name__ or type(layer).__name__ == "Conv1D"
-
-
-def _in_words(targets: str | tuple[str, ...]) -> str:
-    return targets if isinstance(targets, str) else ", ".join(targets)
