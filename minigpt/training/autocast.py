@@ -14,7 +14,7 @@ def without_autocast(model: PreTrainedModel) -> PreTrainedModel:
     """
     original = model.__dict__.pop("_original_forward", None)
     if original is not None:
-        del model.forward
+        model.__dict__.pop("forward", None)
         if model.forward != original:
             model.forward = original  # a forward of its own, not its class's
     # Whoever trains it once more has it wrapped once more.

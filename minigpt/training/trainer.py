@@ -85,9 +85,9 @@ class MiniGPTTrainer(PublishingTrainer):
             RandomCrops(self.streams["validation"], self.block_size)  # refuses a split that is too short to estimate on
             kwargs["eval_dataset"] = Windows(self.streams["validation"], self.block_size)
             kwargs["data_collator"] = collate
+        if model is not None and args.activation_checkpointing:
+            check_recomputable(model)  # before the stock Trainer makes a folder
         super().__init__(model, args, **kwargs)
-        if args.activation_checkpointing:
-            check_recomputable(self.model)
         for chatty in (PrinterCallback, ProgressCallback):
             self.remove_callback(chatty)
         self._progress = ProgressLines()
