@@ -49,7 +49,7 @@ class Conversations:
     rows: tuple[Conversation, ...]
 
 
-def load_conversations(source: str | Path) -> Conversations:
+def load_conversations(source: Any) -> Conversations:
     """Reads a JSONL file, or a dataset of the Hub by its id, or makes the conversations of `plays`.
 
     A row has `messages` (a list of turns, each with `role` and `content`), or `prompt` and `completion`, which are both
@@ -58,6 +58,11 @@ def load_conversations(source: str | Path) -> Conversations:
     Raises:
         CorpusError: There is no such file or dataset, or a row is not one of these; the message names file and line.
     """
+    if not isinstance(source, str | Path):
+        raise CorpusError(
+            f"conversations come from one source, got {source!r}; give a JSONL file, the id of a dataset on the Hub, "
+            "or plays."
+        )
     if source == "plays":
         from minigpt.training.finetuning.plays_task import plays_conversations
 

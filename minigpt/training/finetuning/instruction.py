@@ -2,7 +2,6 @@
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -11,7 +10,7 @@ import numpy as np
 from minigpt.hub.trained import AskedWrongly
 from minigpt.training.batches import IGNORED
 from minigpt.training.finetuning.chat_template import give_chat_template
-from minigpt.training.finetuning.conversations import load_conversations
+from minigpt.training.finetuning.conversations import Conversations, load_conversations
 from minigpt.training.finetuning.labels import label_rows, prompt_of
 from minigpt.training.text_files import CorpusError
 
@@ -94,14 +93,15 @@ class InstructionData:
 
 
 def prepare_instruction(
-    source: str | Path, tokenizer: Any, block_size: int, settings: InstructionSettings | None = None
+    conversations: Any, tokenizer: Any, block_size: int, settings: InstructionSettings | None = None
 ) -> InstructionData:
-    """Reads conversations and writes them as rows of tokens; the last tenth, one row at least, is held back.
+    """Writes conversations as rows of tokens; the last tenth, one row at least, is held back.
 
     A tokenizer without a chat template is given ours.
 
     Args:
-        source: A JSONL file, the id of a dataset on the Hub, or `plays` for the task made from the bundled plays.
+        conversations: What was read, or what `load_conversations` takes: a JSONL file, the id of a dataset on the Hub,
+            or `plays` for the task made from the bundled plays.
         tokenizer: The model's.
         block_size: Tokens that the model takes at most.
         settings: How they are learned from.
@@ -112,7 +112,8 @@ def prepare_instruction(
     """
     settings = settings or InstructionSettings()
     _end_of_text(tokenizer)
-    conversations = load_conversations(source)
+    if not isinstance(conversations, Conversations):
+        conversations = load_conversations(conversations)
     give_chat_template(tokenizer)
     rows = label_rows(
         conversations,

@@ -18,6 +18,7 @@ from minigpt.training.corpus import Corpus, load_text
 from minigpt.training.finetuning.adapters import LoraSettings, add_lora, check_same_adapter, describe_adapter
 from minigpt.training.finetuning.base_model import Base, check_loss, choose_block_size, open_base
 from minigpt.training.finetuning.command_line import parse_finetune_command
+from minigpt.training.finetuning.conversations import load_conversations
 from minigpt.training.finetuning.instruction import (
     InstructionData,
     InstructionSettings,
@@ -103,7 +104,7 @@ def finetune(
 
     Args:
         model: A folder or a Hub id: a MiniGPT, or any other causal language model.
-        data: What `load_text` takes; with `instruction`, what `prepare_instruction` takes.
+        data: What `load_text` takes; with `instruction`, what `load_conversations` takes.
         device: `cpu`, `cuda` or `mps`; by default the best there is.
         overwrite: Whether a run that the output folder already holds is replaced.
         extend_vocabulary: Whether characters that the vocabulary lacks are added to it; otherwise they are refused.
@@ -149,6 +150,7 @@ def finetune(
         check_folder(folder, resuming=resuming, overwrite=overwrite)
     checkpoint = find_checkpoint(folder, args.resume_from_checkpoint) if resuming else None
     corpus = None if instruction else load_text(data)
+    conversations = load_conversations(data) if instruction else None
     if checkpoint and corpus:
         check_same_text(checkpoint, corpus.sha256)
 
@@ -202,7 +204,7 @@ def finetune(
         from minigpt.training.finetuning.instruction_trainer import InstructionTrainer
 
         with alone:
-            learned = prepare_instruction(data, base.tokenizer, block_size, instruction)
+            learned = prepare_instruction(conversations, base.tokenizer, block_size, instruction)
         if checkpoint:
             check_same_text(checkpoint, learned.sha256)
         trainer = InstructionTrainer(network, args, learned, **shared)
