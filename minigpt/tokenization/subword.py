@@ -5,6 +5,7 @@ Both are saved as a `tokenizer.json` that plain `AutoTokenizer` loads, without t
 """
 
 import io
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,8 @@ def train_sentencepiece(
             minloglevel=2,
         )
     except RuntimeError as error:
+        if most := re.search(r"set it to a value <= (\d+)", str(error)):
+            _refuse_too_many(vocab_size, int(most[1]) + len(SPECIAL_TOKENS))
         raise ValueError(
             f"SentencePiece cannot make {vocab_size} tokens of this text ({_reason(error)}); lower vocab_size or give "
             "it more text."
@@ -225,7 +228,7 @@ def _sentences(chunks: Iterable[str]) -> Iterator[str]:
 def _refuse_too_many(asked: int, found: int) -> None:
     if found < asked:
         raise ValueError(
-            f"the text has pairs for a vocabulary of {found} tokens and vocab_size is {asked}; lower it or give it "
+            f"the text has pieces for a vocabulary of {found} tokens and vocab_size is {asked}; lower it or give it "
             "more text."
         )
 

@@ -159,7 +159,8 @@ def check_same_vocabulary(checkpoint: Path, tokenizer: Any) -> None:
         vocabulary = json.loads(file.read_text(encoding="utf-8"))["model"]["vocab"]
         if vocabulary != json.loads(tokenizer.backend_tokenizer.to_str())["model"]["vocab"]:
             raise RunError(
-                f"{checkpoint} has another vocabulary than this text; go on with the text that it began with."
+                f"{checkpoint} has another vocabulary than this run; go on with the text and the kind of tokenizer "
+                "that it began with."
             )
 
 

@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from minigpt.hub.trained import encode_prompt
+from minigpt.training.vocabulary import untrained_ids
 
 
 def write_sample(model: Any, tokenizer: PreTrainedTokenizerBase, length: int, seed: int = 0) -> str:
@@ -25,7 +26,7 @@ def write_sample(model: Any, tokenizer: PreTrainedTokenizerBase, length: int, se
     start = encode_prompt(tokenizer, "").to(model.device)  # (1, 1)
     if not hasattr(model.config, "rolls_past_block"):
         length = min(length, getattr(model.config, "max_position_embeddings", length + 1) - start.shape[1])
-    special = {"suppress_tokens": tokenizer.all_special_ids or None, "pad_token_id": tokenizer.pad_token_id}
+    special = {"suppress_tokens": untrained_ids(tokenizer) or None, "pad_token_id": tokenizer.pad_token_id}
     ids = _draw(model, start, length, seed, **special)
     return tokenizer.decode(ids, skip_special_tokens=True)
 

@@ -28,6 +28,7 @@ from minigpt.hub.publishing.known_texts import KNOWN_TEXTS
 from minigpt.hub.trained import AskedWrongly
 from minigpt.training.corpus import PLAYS
 from minigpt.training.tiny_shakespeare import SHA256
+from tests.hub.without_package import WITHOUT_PACKAGE
 
 if TYPE_CHECKING:
     from tests.hub.double import Hub
@@ -435,17 +436,6 @@ def test_metadata_that_cannot_be_read_is_refused_by_place(run: Path) -> None:
     (run / "README.md").write_text(broken, encoding="utf-8")
     with pytest.raises(AskedWrongly, match=r"README\.md cannot be read .*; correct it\.$"):
         model_card(run)
-
-
-# Refuses every import of the package, as where it is not installed.
-WITHOUT_PACKAGE = """
-import importlib.abc, sys
-class Absent(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "minigpt":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-sys.meta_path.insert(0, Absent())
-"""
 
 
 @pytest.mark.slow

@@ -1,4 +1,5 @@
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,5 +116,12 @@ def test_a_text_too_small_for_the_vocabulary_is_refused() -> None:
 @pytest.mark.extra("sentencepiece")
 @pytest.mark.parametrize("model_type", ["unigram", "bpe"])
 def test_a_text_too_small_for_sentencepiece_is_refused(model_type: str) -> None:
-    with pytest.raises(ValueError, match="lower vocab_size or give it more text"):
-        train_sentencepiece(["to be or not to be"], 1000, model_type)
+    text = ["to be or not to be\n" * 9]
+    with pytest.raises(
+        ValueError, match=r"for a vocabulary of \d+ tokens and vocab_size is 1000; lower it or"
+    ) as refusal:
+        train_sentencepiece(text, 1000, model_type)
+    most = int(re.search(r"vocabulary of (\d+) tokens", str(refusal.value))[1])
+    assert len(train_sentencepiece(text, most, model_type)) == most
+    with pytest.raises(ValueError, match=f"vocabulary of {most} tokens and vocab_size is {most + 1};"):
+        train_sentencepiece(text, most + 1, model_type)

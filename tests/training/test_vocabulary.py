@@ -2,14 +2,19 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from minigpt.cli import main
 from minigpt.hub.trained import AskedWrongly
+from minigpt.modeling_minigpt.configuration_minigpt import MiniGPTConfig
+from minigpt.modeling_minigpt.modeling_minigpt import MiniGPTForCausalLM
 from minigpt.training.corpus import PLAYS, load_text
+from minigpt.training.sample import write_sample
 from minigpt.training.vocabulary import Vocabulary
 
-FEW = ["--max_steps", "20", "--eval_interval", "10", "--eval_iters", "1", "--sample_length", "5"]
+SMALL = ["--n_embd", "16", "--n_layer", "1", "--n_head", "2", "--block_size", "16"]
+FEW = [*SMALL, "--max_steps", "20", "--eval_interval", "10", "--eval_iters", "1", "--sample_length", "5"]
 SUBWORDS = [
     pytest.param(["--tokenizer", "bpe", "--vocab_size", "300"], id="bpe"),
     *(
@@ -72,6 +77,31 @@ def test_a_run_of_subwords_goes_on_with_the_vocabulary_that_it_began_with(
     assert weights[0] == weights[1]
 
 
+@pytest.mark.extra("sentencepiece")
+def test_a_run_does_not_go_on_with_another_vocabulary_of_the_same_size(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ["train", "--data", str(text), "--vocab_size", "400", *FEW, "--output_dir", str(tmp_path / "run")]
+    assert main([*run, "--tokenizer", "bpe"]) == 0
+    capsys.readouterr()
+    assert main([*run, "--tokenizer", "sentencepiece", "--resume_from_checkpoint"]) == 1
+    error = capsys.readouterr().err
+    assert "has another vocabulary than this run; go on with the text and the kind of tokenizer that it" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.extra("sentencepiece")
+def test_a_sample_never_shows_what_no_text_is_made_of(text: Path) -> None:
+    tokenizer = Vocabulary("sentencepiece", 400).learn(load_text(text))
+    unknown = tokenizer.get_vocab()["<unk>"]
+    model = MiniGPTForCausalLM(MiniGPTConfig(vocab_size=400, n_embd=8, n_layer=1, n_head=2, block_size=8))
+    with torch.no_grad():
+        model.lm_head.bias[[unknown, *tokenizer.all_special_ids]] = 100.0
+    sample = write_sample(model, tokenizer, 50)
+    assert len(sample) > 20
+    assert not any(token in sample for token in ("<unk>", *tokenizer.all_special_tokens))
+
+
 def test_the_same_text_gives_fewer_tokens_in_a_larger_vocabulary(text: Path) -> None:
     corpus = load_text(text)
     counts = [len(Vocabulary("bpe", size).learn(corpus)(corpus.text)["input_ids"]) for size in (258, 300, 400)]
@@ -85,6 +115,16 @@ def test_the_same_text_gives_fewer_tokens_in_a_larger_vocabulary(text: Path) -> 
         (["--vocab_size", "20"], "so its character vocabulary has"),
         (["--tokenizer", "bpe", "--vocab_size", "200"], "must be at least 258, got 200"),
         (["--tokenizer", "bpe", "--vocab_size", "100000"], "lower it or give it more text"),
+        pytest.param(
+            ["--tokenizer", "sentencepiece", "--vocab_size", "300"],
+            "tokens, so vocab_size must be at least 3",
+            marks=pytest.mark.extra("sentencepiece"),
+        ),
+        pytest.param(
+            ["--tokenizer", "sentencepiece", "--vocab_size", "100000"],
+            "lower it or give it more text",
+            marks=pytest.mark.extra("sentencepiece"),
+        ),
         (["--tokenizer", "words"], "invalid choice: 'words'"),
         (["--tokenizer", "bpe", "--vocab_size", "0"], "vocab_size must be at least 1, got 0"),
     ],
