@@ -71,6 +71,8 @@ class StagedTrainer(Trainer):
         had_card = (folder / "README.md").exists()
         with no_progress_bars():
             super()._save(output_dir, state_dict)
+        if not self.args.should_save:
+            return  # another process does
         if not had_card:
             # PEFT's, a form that nobody has filled in.
             (folder / "README.md").unlink(missing_ok=True)

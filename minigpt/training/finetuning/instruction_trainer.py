@@ -175,7 +175,7 @@ class InstructionTrainer(MiniGPTTrainer, SFTTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
-        if is_peft_model(self.model):
+        if self.args.should_save and is_peft_model(self.model):
             # Its base may still suppress the end of text.
             self.model.generation_config.save_pretrained(output_dir or self.args.output_dir)
 
