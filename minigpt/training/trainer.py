@@ -97,6 +97,8 @@ class MiniGPTTrainer(PublishingTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Trains, as `StagedTrainer` does; whatever ends it, no bar stays on the terminal."""
+        # A step looks at the outermost module alone, and an adapter's is in training mode above a model that is not.
+        self.model.train()
         try:
             return super().train(*args, **kwargs)
         finally:

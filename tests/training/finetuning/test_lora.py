@@ -215,6 +215,17 @@ def test_a_resumed_adapter_ends_as_the_uninterrupted_one(base, adapt, tmp_path):
     assert again.report["losses"] == whole.report["losses"]
 
 
+def test_the_dropout_of_the_base_is_on_from_the_first_step_of_a_resumed_run_too(text_file, adapt, tmp_path):
+    shape = {"n_embd": 16, "n_layer": 1, "n_head": 2, "block_size": BLOCK, "dropout": 0.3}
+    few = {**SHORT, "output_dir": str(tmp_path / "base"), "save_strategy": "no"}
+    train("seed", str(text_file), model=shape, training=few)
+    whole = adapt(tmp_path / "base", "whole")
+    (whole.folder / "checkpoint-4").rename(tmp_path / "checkpoint-4")
+    again = adapt(tmp_path / "base", "again", resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    ours, theirs = weights_in(again.folder), weights_in(whole.folder)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
 def test_the_best_adapter_is_the_one_that_is_kept(base, adapt, text):
     run = adapt(base, learning_rate=1.0, max_steps=9, save_steps=3, load_best_model_at_end=True)
     estimates = {point["step"]: point["validation"] for point in run.report["losses"]["curves"]}

@@ -1,0 +1,240 @@
+"""QLoRA: an adapter learns above weights of 4 or 8 bits as well as above whole ones, in a fraction of their memory."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from minigpt.cli import main
+from minigpt.hub import extras
+from minigpt.hub.trained import open_trained
+from minigpt.training.corpus import load_text
+from minigpt.training.evaluation import validation_loss
+from minigpt.training.finetuning.adapters import LoraSettings
+from minigpt.training.finetuning.run import finetune
+from minigpt.training.run import train
+from minigpt.training.stream import TokenStream
+from minigpt.training.tokens import tokenize_corpus
+from tests.training.finetuning.test_finetune import bytes_in
+
+pytestmark = pytest.mark.extra("qlora")
+
+BLOCK, STEPS = 16, 40
+SHORT = {
+    "max_steps": STEPS,
+    "per_device_train_batch_size": 8,
+    "eval_interval": 20,
+    "eval_iters": 1,
+    "save_steps": 20,
+    "learning_rate": 1e-2,
+    "sample_length": 0,
+    "use_cpu": True,
+}
+FEW = ["--max_steps", "2", "--eval_interval", "2", "--eval_iters", "1", "--sample_length", "0", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    file = tmp_path_factory.mktemp("prose") / "prose.txt"
+    file.write_text("a good king is a sweet lord.\nof thee my crown is dead.\n" * 100, encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def base(text_file, tmp_path_factory):
+    """A model whose weights lie in its linear layers for the most part, as those of large ones do."""
+    folder = tmp_path_factory.mktemp("base") / "model"
+    shape = {"n_embd": 128, "n_layer": 2, "n_head": 4, "block_size": BLOCK}
+    train("seed", str(text_file), model=shape, training={**SHORT, "learning_rate": 1e-3, "output_dir": str(folder)})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapted(base, text, tmp_path_factory):
+    """`adapted(bits)`: an adapter above weights of so many bits, or above whole ones for None; each is trained once."""
+    folder, runs = tmp_path_factory.mktemp("adapted"), {}
+
+    def run(bits):
+        if bits not in runs:
+            few = {**SHORT, "output_dir": str(folder / f"in-{bits}")}
+            runs[bits] = finetune(base, str(text), lora=LoraSettings(r=4), load_in=bits, training=few)
+        return runs[bits]
+
+    return run
+
+
+def quantised(folder, bits):
+    from transformers import BitsAndBytesConfig
+
+    double = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True} if bits == 4 else {}
+    config = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8, **double)
+    return AutoModelForCausalLM.from_pretrained(folder, quantization_config=config, device_map="cpu")
+
+
+def exact_loss(model, tokenizer, text):
+    tokens = tokenize_corpus(load_text(text), tokenizer)
+    return validation_loss(model, TokenStream(tokens["validation"]), BLOCK).loss
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.door(
+    "`minigpt finetune --load_in_4bit`, `--load_in_8bit` on a CPU", "bitsandbytes", "peft", "transformers"
+)
+def test_it_learns_as_well_as_above_whole_weights(bits, base, adapted, text):
+    before = bytes_in(base)
+    began = exact_loss(*open_trained(base, "cpu"), text)
+    whole, ours = adapted(None).validation.loss, adapted(bits).validation.loss
+    assert whole < began - 0.5
+    assert ours == pytest.approx(whole, rel=0.03)
+    assert ours != whole
+    assert bytes_in(base) == before
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_linear_layers_are_quantised_and_the_head_is_not(bits, adapted):
+    import bitsandbytes as bnb
+
+    network = adapted(bits).model.get_base_model()
+    kind = {4: bnb.nn.Linear4bit, 8: bnb.nn.Linear8bitLt}[bits]
+    layers = [module.base_layer for module in network.modules() if hasattr(module, "lora_A")]
+    assert len(layers) == 8
+    assert all(isinstance(layer, kind) for layer in layers)
+    assert type(network.lm_head) is torch.nn.Linear
+    assert network.lm_head.weight.dtype == torch.float32
+    if bits == 4:
+        assert {layer.weight.quant_type for layer in layers} == {"nf4"}
+        assert all(layer.quant_state.nested for layer in layers), "the scales are quantised too"
+    adapters = {weight.dtype for name, weight in network.named_parameters() if "lora_" in name}
+    assert adapters == {torch.float32}
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_weights_take_a_fraction_of_the_memory(bits, base):
+    whole = AutoModelForCausalLM.from_pretrained(base)
+    half = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    small = quantised(base, bits)
+    linear = sum(
+        layer.weight.numel()
+        for name, layer in whole.named_modules()
+        if isinstance(layer, torch.nn.Linear) and name != "lm_head"
+    )
+    rest = whole.get_memory_footprint() - 4 * linear
+    assert half.get_memory_footprint() == pytest.approx(whole.get_memory_footprint() / 2, rel=0.01)
+    # What is not quantised, the embeddings, norms and head, is a small model's larger part in the end.
+    assert small.get_memory_footprint() == pytest.approx(linear * bits / 8 + rest, rel=0.01)
+    assert small.get_memory_footprint() < {4: 0.25, 8: 0.4}[bits] * whole.get_memory_footprint()
+    assert small.get_memory_footprint() < {4: 0.5, 8: 0.75}[bits] * half.get_memory_footprint()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_adapter_opens_above_whole_weights(bits, base, adapted, text):
+    run = adapted(bits)
+    report = json.loads((run.folder / "run.json").read_text(encoding="utf-8"))
+    assert report["base"]["load_in_bits"] == bits
+    model, tokenizer = open_trained(run.folder, "cpu")
+    assert not getattr(model, "is_quantized", False)
+    assert not list(run.folder.glob("model*"))
+    assert exact_loss(model, tokenizer, text) == pytest.approx(run.validation.loss, rel=0.03)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_adapter_opens_above_the_weights_that_it_was_trained_on(bits, base, adapted, text):
+    from peft import PeftModel
+
+    run = adapted(bits)
+    model = PeftModel.from_pretrained(quantised(base, bits), run.folder)
+    loss = exact_loss(model, AutoTokenizer.from_pretrained(run.folder), text)
+    assert loss == pytest.approx(run.validation.loss, abs=1e-5)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.door(
+    "`AutoModelForCausalLM.from_pretrained(..., quantization_config=BitsAndBytesConfig(...))` in 4 and 8 bits: "
+    "inference on a CPU",
+    "bitsandbytes",
+    "transformers",
+)
+def test_a_trained_model_predicts_and_writes_in_few_bits(bits, base, text_file):
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model = quantised(base, bits).eval()
+    whole = exact_loss(AutoModelForCausalLM.from_pretrained(base), tokenizer, text_file)
+    assert exact_loss(model, tokenizer, text_file) == pytest.approx(whole, rel=0.03)
+    ids = tokenizer("the king", return_tensors="pt")
+    # Past the block too.
+    written = model.generate(**ids, max_new_tokens=3 * BLOCK, do_sample=False)
+    assert written.shape == (1, len("the king") + 3 * BLOCK)
+    context = written[:, :BLOCK]
+    with torch.no_grad():
+        logits = model(context[:, :-1]).logits[:, -1]
+    logits[:, model.generation_config.suppress_tokens] = -torch.inf
+    assert written[0, BLOCK - 1] == logits.argmax()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_resumed_run_ends_as_the_uninterrupted_one(bits, base, adapted, text, tmp_path):
+    whole = adapted(bits)
+    again = {**SHORT, "output_dir": str(tmp_path), "resume_from_checkpoint": str(whole.folder / "checkpoint-20")}
+    resumed = finetune(base, str(text), lora=LoraSettings(r=4), load_in=bits, training=again)
+    ours, theirs = (load_file(run.folder / "adapter_model.safetensors") for run in (resumed, whole))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert resumed.report["losses"] == whole.report["losses"]
+
+
+# Refusals.
+
+
+@pytest.fixture(scope="module")
+def saved_in_4_bits(base, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved") / "small"
+    quantised(base, 4).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    return folder
+
+
+def refused(capsys, *command):
+    capsys.readouterr()
+    assert main(["finetune", *command, *FEW]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line.removeprefix("minigpt: ")
+
+
+@pytest.mark.parametrize("option", ["--load_in_4bit", "--load_in_8bit"])
+def test_a_base_that_is_quantised_already_is_refused(option, saved_in_4_bits, text, tmp_path, capsys):
+    command = [str(saved_in_4_bits), "--data", str(text), "--output_dir", str(tmp_path / "run"), option]
+    assert refused(capsys, *command) == (
+        f"the weights of {saved_in_4_bits} are already quantised (by bitsandbytes); leave --load_in_4bit and "
+        "--load_in_8bit out, or take the model in full precision."
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_quantised_weights_are_not_trained_themselves(saved_in_4_bits, text, tmp_path, capsys):
+    command = [str(saved_in_4_bits), "--data", str(text), "--output_dir", str(tmp_path / "run")]
+    assert refused(capsys, *command) == (
+        f"the weights of {saved_in_4_bits} are quantised and cannot be trained; put an adapter above them with --lora."
+    )
+
+
+def test_an_adapter_learns_above_a_base_that_was_saved_quantised(saved_in_4_bits, text, tmp_path, capsys):
+    command = [str(saved_in_4_bits), "--data", str(text), "--output_dir", str(tmp_path / "run"), "--lora"]
+    assert main(["finetune", *command, *FEW]) == 0
+    capsys.readouterr()
+    assert main(["generate", str(tmp_path / "run"), "--max_new_tokens", "5", "--device", "cpu"]) == 0
+    assert main(["export", str(tmp_path / "run"), "--to", "merged"]) == 2
+    assert "cannot be merged into weights" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_without_bitsandbytes_it_is_refused_with_what_to_install(bits, base, text, capsys, monkeypatch):
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "bitsandbytes" else object())
+    assert refused(capsys, str(base), "--data", str(text), f"--load_in_{bits}bit") == (
+        f"--load_in_{bits}bit needs bitsandbytes: pip install 'minigpt-hf[qlora]'."
+    )
+
+
+def test_other_numbers_of_bits_are_refused(base, text):
+    with pytest.raises(ValueError, match="weights are loaded in 4 or 8 bits, got 3"):
+        finetune(base, str(text), load_in=3)
