@@ -68,6 +68,10 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings, base_name: str, rev
 
     if isinstance(settings.targets, tuple):
         _refuse_unfit(model, settings.targets)
+    elif not any(_is_linear(layer) for layer in model.modules() if layer is not model.get_output_embeddings()):
+        raise AskedWrongly(
+            f"a {model.config.model_type} has no linear layers to put an adapter in; fine-tune it without --lora."
+        )
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=settings.r,

@@ -337,3 +337,10 @@ def test_an_adapter_is_no_base(adapt, adapted):
     run = adapted()
     with pytest.raises(ValueError, match=r"is an adapter and no whole model; make one of it with `minigpt export"):
         adapt(run.folder, "on top")
+
+
+def test_a_model_without_linear_layers_is_told_that_no_adapter_fits(text, tmp_path):
+    train("bigram", str(text), training={**SHORT, "output_dir": str(tmp_path / "bigram"), "learning_rate": 1e-2})
+    with pytest.raises(ValueError, match="a minigpt_bigram has no linear layers"):
+        finetune(tmp_path / "bigram", str(text), lora=LoraSettings(), training={"output_dir": str(tmp_path / "run")})
+    assert not (tmp_path / "run").exists()
