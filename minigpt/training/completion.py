@@ -149,4 +149,5 @@ def _print_results(folder: Path, report: dict[str, Any], sample: str) -> None:
     print()
     print(f"model    {folder}")
     print(f"picture  {folder / 'loss.png'}")
-    print(f"more     minigpt generate {folder} --stream", flush=True)
+    has_conversations = "split_rows" in report["data"]
+    print(f"more     minigpt {f'chat {folder}' if has_conversations else f'generate {folder} --stream'}", flush=True)

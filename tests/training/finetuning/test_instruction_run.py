@@ -1,7 +1,10 @@
 """`minigpt finetune --sft`, from the command to the answers."""
 
 import json
+import os
 import random
+import subprocess
+import sys
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import datasets
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from minigpt.cli import main
@@ -126,6 +131,7 @@ def test_rows_of_every_shape_teach_a_model_to_answer(base, rows, tmp_path, capfd
     printed = capfd.readouterr()
     assert printed.err == ""
     assert "data    talk.jsonl: 54 conversations to train on, 6 to validate\n" in printed.out
+    assert printed.out.endswith(f"more     minigpt chat {output}\n")
     assert (tmp_path / "out" / "sample.txt").read_text(encoding="utf-8").startswith("user: say ")
     assert not (tmp_path / "out" / "README.md").exists()
     monkeypatch.setattr("sys.stdin", StringIO("".join(f"say {word}\n" for word in WORDS)))
@@ -172,3 +178,20 @@ def test_conversations_of_the_hub_are_learned_from(base, rows, hub: "Hub", tmp_p
     report = json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))
     assert report["data"]["name"] == "tester/talk"
     assert report["data"]["split_rows"] == {"train": 18, "validation": 2}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="gloo is not part of torch on Windows")
+def test_two_processes_learn_as_one_with_twice_the_batch(base, rows, tmp_path) -> None:
+    common = ["finetune", base, "--sft", "--data", write(tmp_path, *rows), *FEW]
+    assert main([*common, "--per_device_train_batch_size", "8", "--output_dir", str(tmp_path / "one")]) == 0
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "minigpt"]
+    done = subprocess.run(
+        [*launch, *common, "--per_device_train_batch_size", "4", "--output_dir", str(tmp_path / "two")],
+        **{"capture_output": True, "text": True, "env": {**os.environ, "OMP_NUM_THREADS": "1"}},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert sum(line.startswith("step") for line in done.stdout.splitlines()) == 3  # one process prints
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert_close(two, one, rtol=1e-4, atol=1e-5)
+    reports = [json.loads((tmp_path / name / "run.json").read_text(encoding="utf-8")) for name in ("one", "two")]
+    assert reports[0]["training"]["tokens"] == reports[1]["training"]["tokens"]
