@@ -32,13 +32,25 @@ REPLY = (
     "What is the reply?",
 )
 
-# A conversation of two turns must be within a block of 256 characters, and a chat shows the model what is said so far
-# in half of it.
-_LONGEST_ANSWER = 160
-_LONGEST_FIRST_ANSWER = 60
-_LONGEST_SECOND_ANSWER = 120
+# With these a model of preset `chat` learns the task in minutes; where it begins, it knows no conversation at all.
+PLAYS_TRAINING = {
+    "max_steps": 1000,
+    "per_device_train_batch_size": 16,
+    "learning_rate": 2e-3,
+    "warmup_steps": 50,
+    "adam_beta2": 0.99,
+    "weight_decay": 0.1,
+    "eval_interval": 250,
+    "eval_iters": 10,
+}
+
+# A row of characters is within a block of 256, and a chat shows the model what is said so far in half of that.
+_LONGEST_ROW = 250
+_LONGEST_ANSWER = 100
+_LONGEST_FIRST_ANSWER = 50
+_PASSES = 3
 # Of whoever says less there is too little to learn from; and a crowd is nobody.
-_FEWEST_SPEECHES = 10
+_FEWEST_SPEECHES = 30
 _CROWDS = ("ALL", "All")
 
 Message = dict[str, str]
@@ -52,27 +64,34 @@ class Prompt:
         kind: `speech` (by the one named), `name` (of somebody who answers the one named) or `reply` (a speech of
             somebody who answers the one who spoke).
         messages: The conversation so far; a user's turn is the last.
-        names: Who may be named, or speak.
+        names: Whose name or speech has the asked form: for a speech one, else everybody's in the plays.
+        true_names: Whose is true to the plays as well.
     """
 
     kind: str
     messages: tuple[Message, ...]
     names: frozenset[str]
+    true_names: frozenset[str]
 
     def has_asked_form(self, answer: str, *, has_ended: bool) -> bool:
-        """Whether an answer is what was asked for.
+        """Whether an answer is of the form that was asked for: one who may answer, something said, and an end.
 
         Args:
             answer: What the model said, without the end of text.
             has_ended: Whether it ended by itself.
         """
-        if not has_ended:
-            return False
+        return has_ended and self._who_answers(answer) in self.names
+
+    def is_true(self, answer: str, *, has_ended: bool) -> bool:
+        """Whether an answer has the asked form, and is by one who does answer in the plays."""
+        return self.has_asked_form(answer, has_ended=has_ended) and self._who_answers(answer) in self.true_names
+
+    def _who_answers(self, answer: str) -> str | None:
         answer = answer.removeprefix(" ")
         if self.kind == "name":
-            return answer.endswith(".") and answer[:-1] in self.names
-        name, colon, speech = answer.partition(":\n")
-        return bool(colon) and name in self.names and bool(speech.strip()) and "\n\n" not in speech
+            return answer[:-1] if answer.endswith(".") else None
+        name, _, speech = answer.partition(":\n")
+        return name if speech.strip() and "\n\n" not in speech else None
 
 
 @dataclass(frozen=True)
@@ -86,7 +105,7 @@ class _Speech:
 
 def plays_conversations() -> Conversations:
     """The conversations to learn from, the same ones each time."""
-    rows = sorted(_rows(), key=lambda messages: _draw(*(message["content"] for message in messages)))
+    rows = list(_rows())
     lines = [json.dumps({"messages": messages}, ensure_ascii=False) + "\n" for messages in rows]
     content = "".join(lines).encode()
     return Conversations(
@@ -99,11 +118,11 @@ def plays_conversations() -> Conversations:
 
 def held_out_prompts() -> tuple[Prompt, ...]:
     """Prompts of which no conversation has the phrase and the name together, though it has each of them."""
-    prompts = []
+    prompts, anybody = [], frozenset(speech.name for speech in _speeches())
     for name in _names():
-        answering = frozenset(_answering()[name])
-        prompts.append(Prompt("speech", (_user(_held_out(SPEAK, name).format(name)),), frozenset({name})))
-        prompts.append(Prompt("name", (_user(_held_out(WHO, name).format(name)),), answering))
+        one, answering = frozenset({name}), frozenset(_answering()[name])
+        prompts.append(Prompt("speech", (_user(_held_out(SPEAK, name).format(name)),), one, one))
+        prompts.append(Prompt("name", (_user(_held_out(WHO, name).format(name)),), anybody, answering))
         first = min(
             (speech for speech, _ in _exchanges() if speech.name == name and len(str(speech)) <= _LONGEST_FIRST_ANSWER),
             key=lambda speech: _draw("first", str(speech)),
@@ -111,25 +130,30 @@ def held_out_prompts() -> tuple[Prompt, ...]:
         )
         if first is not None:
             said = (_bidding(name, "first"), _assistant(str(first)), _user(_held_out(REPLY, name)))
-            prompts.append(Prompt("reply", said, answering))
+            prompts.append(Prompt("reply", said, anybody, answering))
     return tuple(prompts)
 
 
 def _rows() -> Iterator[tuple[Message, ...]]:
-    singles = [*_speaking(), *_naming()]
-    yield from singles
-    yield from _replying()
-    # Questions one after the other have nothing to do with each other.
-    brief = [turn for turn in singles if len(turn[-1]["content"]) <= _LONGEST_FIRST_ANSWER]
-    for number, turn in enumerate(brief):
-        yield (*turn, *brief[_draw("next", str(number)) % len(brief)])
+    """Rows as full as they may be, of questions that have nothing to do with each other."""
+    for number in range(_PASSES):
+        exchanges = [*_speaking(number), *_naming(), *_replying(number)]
+        row: tuple[Message, ...] = ()
+        for exchange in sorted(exchanges, key=lambda turns: _draw(f"pass {number}", *_contents(turns))):
+            if _length(row) + _length(exchange) > _LONGEST_ROW:
+                yield row
+                # Every other one is asked for a reply as in a chat that has left out what was said before.
+                row = exchange[2:] if len(exchange) == 4 and _draw("cut", *_contents(exchange)) % 2 else exchange
+            else:
+                row += exchange
+        yield row
 
 
-def _speaking() -> Iterator[tuple[Message, ...]]:
+def _speaking(number: int) -> Iterator[tuple[Message, ...]]:
     known = set(_names())
-    for number, speech in enumerate(_speeches()):
+    for at, speech in enumerate(_speeches()):
         if speech.name in known and len(str(speech)) <= _LONGEST_ANSWER:
-            yield (_bidding(speech.name, f"speech {number}"), _assistant(str(speech)))
+            yield (_bidding(speech.name, f"speech {number} {at}"), _assistant(str(speech)))
 
 
 def _naming() -> Iterator[tuple[Message, ...]]:
@@ -140,13 +164,21 @@ def _naming() -> Iterator[tuple[Message, ...]]:
                     yield (_user(phrase.format(name)), _assistant(f"{other}."))
 
 
-def _replying() -> Iterator[tuple[Message, ...]]:
-    for number, (first, second) in enumerate(_exchanges()):
-        if len(str(first)) <= _LONGEST_FIRST_ANSWER and len(str(second)) <= _LONGEST_SECOND_ANSWER:
-            reply = (_user(_phrase(REPLY, first.name, f"reply {number}")), _assistant(str(second)))
-            yield (_bidding(first.name, f"exchange {number}"), _assistant(str(first)), *reply)
-            if number % 4 == 0:
-                yield reply  # as where a chat has left out what was said before
+def _replying(number: int) -> Iterator[tuple[Message, ...]]:
+    for at, (first, second) in enumerate(_exchanges()):
+        if len(str(first)) <= _LONGEST_FIRST_ANSWER and len(str(second)) <= _LONGEST_ANSWER:
+            asked = _bidding(first.name, f"exchange {number} {at}")
+            reply = _user(_phrase(REPLY, first.name, f"reply {number} {at}"))
+            yield (asked, _assistant(str(first)), reply, _assistant(str(second)))
+
+
+def _contents(turns: tuple[Message, ...]) -> Iterator[str]:
+    return (turn["content"] for turn in turns)
+
+
+def _length(turns: tuple[Message, ...]) -> int:
+    """Characters of some turns as the chat template writes them, the end of text as one."""
+    return sum(len(f"{turn['role']}: {turn['content']}\n") + (turn["role"] == "assistant") for turn in turns)
 
 
 def _bidding(name: str, key: str) -> Message:

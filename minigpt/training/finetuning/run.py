@@ -25,6 +25,7 @@ from minigpt.training.finetuning.instruction import (
     learn_to_stop,
     prepare_instruction,
 )
+from minigpt.training.finetuning.plays_task import PLAYS_TRAINING
 from minigpt.training.finetuning.quantization import check_bits
 from minigpt.training.finetuning.vocabulary import extend_vocabulary as extend
 from minigpt.training.finetuning.vocabulary import lacking_characters, refuse_lacking
@@ -112,9 +113,10 @@ def finetune(
         lora: Trains an adapter of these settings, and leaves the model's weights alone. Only the adapter is saved.
         load_in: 4 or 8: the bits of the model's weights under the adapter (of `LoraSettings()` if none was given).
         instruction: Learns from conversations, in this way, instead of from a text.
-        training: Arguments of `MiniGPTTrainingArguments` that differ from `TRAINING`, and for adapters from
-            `LORA_TRAINING`; `output_dir` (by default `runs/<model>-finetuned`, or `-sft`, `-lora`, `-sft-lora`) and
-            `resume_from_checkpoint` (a folder, or True for the last whole one) among them.
+        training: Arguments of `MiniGPTTrainingArguments` that differ from `TRAINING`, for adapters from
+            `LORA_TRAINING`, and for conversations made from the plays from `PLAYS_TRAINING`; `output_dir` (by default
+            `runs/<model>-finetuned`, or `-sft`, `-lora`, `-sft-lora`) and `resume_from_checkpoint` (a folder, or True
+            for the last whole one) among them.
 
     Returns:
         What was made, all of it saved.
@@ -141,7 +143,8 @@ def finetune(
         raise AskedWrongly(
             "--extend_vocabulary is for a text; fine-tune on one that has the new characters, and then with --sft."
         )
-    args = _arguments(model, device, lora, instruction, dict(training or {}))
+    recipe = PLAYS_TRAINING if instruction and data == "plays" else {}
+    args = _arguments(model, device, lora, instruction, recipe, dict(training or {}))
     folder, is_main = Path(args.output_dir), args.process_index == 0
     resuming = bool(args.resume_from_checkpoint)
     if Path(model).is_dir() and Path(model).resolve().is_relative_to(folder.resolve()):
@@ -223,6 +226,7 @@ def _arguments(
     device: str | None,
     lora: LoraSettings | None,
     instruction: InstructionSettings | None,
+    recipe: Mapping[str, Any],
     changes: dict[str, Any],
 ) -> MiniGPTTrainingArguments:
     arguments_class = MiniGPTTrainingArguments
@@ -230,7 +234,7 @@ def _arguments(
         require_extra("sft", "--sft", "trl")
         from minigpt.training.finetuning.instruction_trainer import InstructionArguments as arguments_class
     kinds = [kind for kind, is_asked in (("sft", instruction), ("lora", lora)) if is_asked] or ["finetuned"]
-    defaults = TRAINING | (LORA_TRAINING if lora else {})
+    defaults = TRAINING | dict(recipe) | (LORA_TRAINING if lora else {})
     defaults["output_dir"] = str(Path("runs") / "-".join([Path(model).resolve().name, *kinds]))
     return build_arguments(defaults, changes, device=device, arguments_class=arguments_class)
 

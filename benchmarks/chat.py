@@ -1,0 +1,131 @@
+"""What a model learns of the task made from the plays: the share of its answers in the asked form, before and after.
+
+    python -m benchmarks.chat [--before runs/chat --after runs/chat-sft] [--folder runs]
+
+Without models it trains them: preset `chat` on the plays, and that on the task. Every prompt is held out: its phrase
+was learned with other names and its name with other phrases, and never the two together.
+"""
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from transformers import set_seed
+
+from benchmarks.side_by_side import markdown_table
+from minigpt.hub.trained import open_trained
+from minigpt.training.finetuning.chat_template import give_chat_template
+from minigpt.training.finetuning.plays_task import Prompt, held_out_prompts
+
+BATCH = 64
+ROUNDS = 3
+KINDS = {
+    "speech": "`Speak as HAMLET.` and the like: a speech under that name",
+    "name": "`Who answers HAMLET?`: a name, of somebody who does in the plays",
+    "reply": "after a speech, `Who answers?`: a speech of such a one",
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Trains what is not given, and prints the table."""
+    parser = argparse.ArgumentParser(description="What a model learns of the task made from the plays.")
+    parser.add_argument("--before", type=Path, help="a model trained on the plays (default: train one)")
+    parser.add_argument("--after", type=Path, help="the same, taught to answer (default: teach it)")
+    parser.add_argument("--folder", type=Path, default=Path("runs"), help="where models are trained")
+    arguments = parser.parse_args(argv)
+    with contextlib.redirect_stdout(sys.stderr):
+        before = arguments.before or _train(arguments.folder / "chat")
+        after = arguments.after or _teach(before, arguments.folder / "chat-sft")
+    prompts = held_out_prompts()
+    said = {folder: ask(folder, prompts) for folder in (before, after)}
+    shown = {
+        "before": [[_is_asked(prompt, *answer) for answer in answers] for prompt, answers in said[before]],
+        "before, cut at the first blank line": [
+            [_is_asked(prompt, *_cut(*answer)) for answer in answers] for prompt, answers in said[before]
+        ],
+        "after": [[_is_asked(prompt, *answer) for answer in answers] for prompt, answers in said[after]],
+        "after, and true to the plays": [
+            [prompt.is_true(text, has_ended=has_ended) for text, has_ended in answers]
+            for prompt, answers in said[after]
+        ],
+    }
+    rows = []
+    for kind, description in {**KINDS, "": "all"}.items():
+        chosen = [at for at, prompt in enumerate(prompts) if kind in ("", prompt.kind)]
+        shares = [mean(share for at in chosen for share in counted[at]) for counted in shown.values()]
+        rows.append([description, str(len(chosen)), *(f"{share:.1%}" for share in shares)])
+    print(markdown_table(["asked", "prompts", *shown], rows))
+    reports = [json.loads((folder / "run.json").read_text(encoding="utf-8")) for folder in (before, after)]
+    first, second = (report["training"]["seconds"] for report in reports)
+    print(
+        f"\nShares of answers in the asked form; each prompt is answered {ROUNDS} times, as `minigpt chat` does. On "
+        f"{reports[1]['hardware']['name']}, training on the plays took {first:.0f} s and on the task {second:.0f} s."
+    )
+
+
+def ask(folder: Path, prompts: Sequence[Prompt]) -> list[tuple[Prompt, list[tuple[str, bool]]]]:
+    """Has a model answer each prompt `ROUNDS` times; gives its answers, and whether each ended by itself."""
+    model, tokenizer = open_trained(folder)
+    give_chat_template(tokenizer)
+    rounds = []
+    for seed in range(ROUNDS):
+        set_seed(seed)
+        rounds.append(answers(model, tokenizer, prompts))
+    return [(prompt, [answered[at] for answered in rounds]) for at, prompt in enumerate(prompts)]
+
+
+def _is_asked(prompt: Prompt, text: str, has_ended: bool) -> bool:
+    return prompt.has_asked_form(text, has_ended=has_ended)
+
+
+def _cut(text: str, has_ended: bool) -> tuple[str, bool]:
+    """An answer up to its first blank line, where a speech of the plays ends, as if it had ended there."""
+    return text.lstrip("\n").partition("\n\n")[0].removesuffix("\n"), True
+
+
+def answers(model: Any, tokenizer: Any, prompts: Sequence[Prompt]) -> list[tuple[str, bool]]:
+    """What a model answers, and whether it ended by itself within its block."""
+    encoded = [
+        tokenizer.apply_chat_template(list(prompt.messages), add_generation_prompt=True)["input_ids"]
+        for prompt in prompts
+    ]
+    found: dict[int, tuple[str, bool]] = {}
+    order = sorted(range(len(prompts)), key=lambda at: len(encoded[at]))
+    for start in range(0, len(order), BATCH):
+        batch = order[start : start + BATCH]
+        inputs = tokenizer.pad(
+            {"input_ids": [encoded[at] for at in batch]}, padding_side="left", return_tensors="pt"
+        )  # (batch, seq)
+        length = inputs["input_ids"].shape[1]
+        with torch.inference_mode():
+            output = model.generate(**inputs, max_new_tokens=model.config.max_position_embeddings - length)
+        for at, row in zip(batch, output[:, length:].tolist(), strict=True):
+            has_ended = tokenizer.eos_token_id in row
+            said = row[: row.index(tokenizer.eos_token_id)] if has_ended else row
+            found[at] = (tokenizer.decode(said, skip_special_tokens=True), has_ended)
+    return [found[at] for at in range(len(prompts))]
+
+
+def _train(folder: Path) -> Path:
+    from minigpt.training.run import train
+
+    return train("chat", "plays", overwrite=True, training={"output_dir": str(folder)}).folder
+
+
+def _teach(model: Path, folder: Path) -> Path:
+    from minigpt.training.finetuning.instruction import InstructionSettings
+    from minigpt.training.finetuning.run import finetune
+
+    return finetune(
+        str(model), "plays", overwrite=True, instruction=InstructionSettings(), training={"output_dir": str(folder)}
+    ).folder
+
+
+if __name__ == "__main__":
+    main()
