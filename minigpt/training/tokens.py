@@ -83,6 +83,11 @@ def tokenize_corpus(
         shutil.rmtree(staged, ignore_errors=True)
 
 
+def training_text(corpus: Corpus) -> Iterator[str]:
+    """Yields what the split `train` is made of, a chunk at a time: what may be known before anything is measured."""
+    return _part(corpus, 0, int(TRAIN_FRACTION * corpus.num_characters))
+
+
 def characters_per_token(corpus: Corpus, split: datasets.Dataset) -> float:
     """How many characters a token of a split stands for on average: 1 in a character vocabulary.
 

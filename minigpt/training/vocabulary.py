@@ -8,6 +8,7 @@ from minigpt.hub.trained import AskedWrongly
 from minigpt.tokenization.subword import train_bpe, train_sentencepiece
 from minigpt.tokenization.tokenization_minigpt import MiniGPTTokenizer
 from minigpt.training.corpus import Corpus
+from minigpt.training.tokens import training_text
 
 KINDS = ("char", "bpe", "sentencepiece")
 SENTENCEPIECE_TYPES = ("unigram", "bpe")
@@ -49,6 +50,9 @@ class Vocabulary:
     def learn(self, corpus: Corpus) -> Any:
         """Makes the tokenizer of a text. The same text gives the same one.
 
+        Subwords are learned from the training split alone: the words of the other one would have tokens of their own,
+        that no model is trained on. Characters are those of both.
+
         Raises:
             AskedWrongly: The size is too small for the bytes and characters it must hold, or too large for the text.
         """
@@ -56,8 +60,8 @@ class Vocabulary:
             if self.kind == "char":
                 return self._characters(corpus)
             if self.kind == "bpe":
-                return train_bpe(corpus.chunks(), self.size or SUBWORDS)
-            return train_sentencepiece(corpus.chunks(), self.size or SUBWORDS, self.sentencepiece_type)
+                return train_bpe(training_text(corpus), self.size or SUBWORDS)
+            return train_sentencepiece(training_text(corpus), self.size or SUBWORDS, self.sentencepiece_type)
         except AskedWrongly:
             raise
         except ValueError as error:

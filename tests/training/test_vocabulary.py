@@ -77,6 +77,20 @@ def test_a_run_of_subwords_goes_on_with_the_vocabulary_that_it_began_with(
     assert weights[0] == weights[1]
 
 
+@pytest.mark.parametrize(
+    "vocabulary",
+    [Vocabulary("bpe", 300), pytest.param(Vocabulary("sentencepiece", 400), marks=pytest.mark.extra("sentencepiece"))],
+    ids=lambda vocabulary: vocabulary.kind,
+)
+def test_what_is_held_back_has_no_say_in_the_vocabulary(vocabulary: Vocabulary, text: Path, tmp_path: Path) -> None:
+    read = text.read_text(encoding="utf-8")
+    other = tmp_path / "other.txt"
+    other.write_text(read[:27_000] + "Zyxwv ☃\n" * 375, encoding="utf-8", newline="\n")
+    learned = vocabulary.learn(load_text(other))
+    assert learned.backend_tokenizer.to_str() == vocabulary.learn(load_text(text)).backend_tokenizer.to_str()
+    assert learned.decode(learned("Zyxwv ☃\n")["input_ids"]) == "Zyxwv ☃\n"
+
+
 @pytest.mark.extra("sentencepiece")
 def test_a_run_does_not_go_on_with_another_vocabulary_of_the_same_size(
     text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
