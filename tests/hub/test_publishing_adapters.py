@@ -36,7 +36,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a text, a model trained on it (`base`) and one that went on from there (`whole`)."""
     folder = tmp_path_factory.mktemp("runs")
     (folder / "my.txt").write_text(PLAYS.read_text(encoding="utf-8")[:5000], encoding="utf-8", newline="\n")
-    shape = ["--n_layer", "1", "--n_head", "2", "--n_embd", "8", "--block_size", "16"]
+    shape = ["--n_layer", "1", "--n_head", "2", "--n_embd", "8", "--block_size", "64"]
     begin = ["train", *shape, "--output_dir", str(folder / "base")]
     go_on = ["finetune", str(folder / "base"), "--output_dir", str(folder / "whole")]
     for command in (begin, go_on):
@@ -164,6 +164,30 @@ def test_the_lines_of_the_card_run_without_the_package(hub: "Hub", base: str, ad
     assert done.returncode == 0, done.stderr
     assert len(done.stdout) > 100
     exec(second, {})
+
+
+@pytest.mark.extra("sft")
+@pytest.mark.parametrize("options", [[], ["--lora"]], ids=["whole", "adapter"])
+def test_the_card_of_a_model_that_answers_shows_how_to_talk_with_it(
+    options: list[str], hub: "Hub", base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"messages": [{"role": "user", "content": "O sir"}, {"role": "assistant", "content": "I"}]}] * 10
+    (tmp_path / "talk.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    command = ["finetune", base, "--sft", *options, "--output_dir", str(tmp_path / "talker")]
+    assert main([*command, "--data", str(tmp_path / "talk.jsonl"), "--device", "cpu", *SHORT]) == 0
+    assert main(["push", str(tmp_path / "talker"), TUNED]) == 0
+    card = ModelCard.load(TUNED)
+    assert "Taught to answer by the conversations of `talk.jsonl` with `minigpt finetune`" in card.text
+    assert "The split is the last 1 of 10 conversations, a tenth of them;" in card.text
+    assert "| trained on | the first 9 conversations, " in card.text
+    assert "every token of the answers in the validation split" in card.text
+    assert "Answers to prompts that were held back" in card.text
+    assert card.data.base_model == base
+    asking = blocks_of_python(card)[0]
+    assert '{"role": "user", "content": "' in asking
+    capsys.readouterr()
+    exec(f"import minigpt\n{asking.replace(', trust_remote_code=True', '')}", {})
+    assert capsys.readouterr().out
 
 
 @pytest.mark.extra("lora")

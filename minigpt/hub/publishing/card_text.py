@@ -98,7 +98,8 @@ def _adapter(saved: SavedFolder) -> str:
     described = (saved.run or {}).get("adapter") or {}
     share = f", {described['share']:.1%} of all" if "share" in described else ""
     size = f" with {saved.parameters:,} parameters{share}," if saved.parameters else ""
-    return f"{called}{of_rank}{size} for {_base(saved)}. That is: {_model(saved)}"
+    model = _model(saved)
+    return f"{called}{of_rank}{size} for {_base(saved)}, {model[0].lower()}{model[1:]}"
 
 
 def _base(saved: SavedFolder) -> str:
@@ -130,12 +131,14 @@ def _usage(saved: SavedFolder, source: str) -> list[str]:
     remote = ", trust_remote_code=True" if saved.carries_code else ""
     paragraphs = []
     if saved.task == "text-generation" and saved.vocabulary:
-        prompt = _prompt(saved)
+        asking = f'writer({_prompt(saved)}, max_new_tokens=200)[0]["generated_text"]'
+        if saved.is_instructed:
+            asking = f'writer({_message(saved)}, max_new_tokens=200)[0]["generated_text"][-1]["content"]'
         paragraphs += [
             block(
                 "from transformers import pipeline\n\n"
                 f'writer = pipeline("text-generation", model={where}{remote})\n'
-                f'print(writer({prompt}, max_new_tokens=200)[0]["generated_text"])',
+                f"print({asking})",
                 "python",
             )
         ]
@@ -163,8 +166,14 @@ def _usage_of_adapter(saved: SavedFolder, source: str) -> list[str]:
         "",
         f"tokenizer = AutoTokenizer.from_pretrained({where})",
     ]
+    prompt = f'tokenizer({_prompt(saved)}, return_tensors="pt")'
+    if saved.is_instructed:
+        prompt = (
+            f"tokenizer.apply_chat_template(\n    {_message(saved)},\n    add_generation_prompt=True,\n"
+            '    return_dict=True,\n    return_tensors="pt",\n)'
+        )
     writing = (
-        f'prompt = tokenizer({_prompt(saved)}, return_tensors="pt")\n'
+        f"prompt = {prompt}\n"
         f"written = model.generate(**prompt, max_new_tokens=200{settings})\n"
         "print(tokenizer.decode(written[0], skip_special_tokens=True))"
     )
@@ -201,6 +210,13 @@ def _prompt(saved: SavedFolder) -> str:
     if characters is None:
         return '"The"'
     return json.dumps("\n" if "\n" in characters else characters[0], ensure_ascii=False)
+
+
+def _message(saved: SavedFolder) -> str:
+    """A conversation's beginning, of characters that the model knows, as Python spells it."""
+    characters = saved.vocabulary.characters if saved.vocabulary else None
+    said = "Hello" if characters is None or set("Hello") <= set(characters) else characters[-1]
+    return f'[{{"role": "user", "content": {json.dumps(said, ensure_ascii=False)}}}]'
 
 
 def _data(saved: SavedFolder) -> list[str]:
@@ -245,7 +261,7 @@ def _training(saved: SavedFolder) -> list[str]:
     run = saved.run
     assert run is not None
     training, hardware = run["training"], run["hardware"]
-    shown = "conversations" if saved.is_instructed else "random crops"
+    shown = "of conversations" if saved.is_instructed else "in random crops"
     settings = list(training.items())
     if described := run.get("adapter"):
         settings += [(f"lora_{name}", described[name]) for name in ("r", "alpha", "dropout", "targets")]
@@ -253,7 +269,7 @@ def _training(saved: SavedFolder) -> list[str]:
     quantised = f" The base's weights were quantised to {bits} bits the while (QLoRA)." if bits else ""
     speed = training["tokens_per_second"]
     steps = (
-        f"{_counted(training['steps'], 'step')}, {training['tokens']:,} tokens in {shown}, in "
+        f"{_counted(training['steps'], 'step')}, {training['tokens']:,} tokens {shown}, in "
         f"{_duration(training['seconds'])}" + (f" ({speed:,.0f} tokens a second)" if speed else "")
     )
     where = f"on {plain(hardware['name'])} ({plain(hardware['device'])}; {plain(hardware['platform'])})"
@@ -328,7 +344,7 @@ def _config(saved: SavedFolder) -> str:
 def _sample(sample: str, saved: SavedFolder) -> list[str]:
     seed = f" with the seed {saved.run['training']['seed']}" if saved.run is not None else ""
     if saved.is_instructed:
-        return [f"Answers to prompts that were held back, unedited{seed} (`sample.txt`):", block(sample, "text")]
+        return [f"Answers to prompts that were held back, unedited, drawn{seed} (`sample.txt`):", block(sample, "text")]
     how = f"Unedited, from a new line on, drawn from all that the model thinks likely{seed} (`sample.txt`):"
     return [how, block(sample, "text")]
 
@@ -375,7 +391,8 @@ def _past_the_block(saved: SavedFolder) -> str:
 
 
 def _credit(saved: SavedFolder) -> str:
-    licence = " The code beside this card is under the MIT licence." if saved.carries_code else ""
+    has_code = saved.carries_code and saved.adapter is None
+    licence = " The code beside this card is under the MIT licence." if has_code else ""
     return (
         "Learned from Andrej Karpathy's lecture "
         "[Let's build GPT: from scratch, in code, spelled out](https://www.youtube.com/watch?v=kCc8FmEb1nY) and from "
