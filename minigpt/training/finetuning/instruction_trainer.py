@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import add_fused_lm_head
 
+from minigpt.hub.trained import AskedWrongly
 from minigpt.training.arguments import MiniGPTTrainingArguments
 from minigpt.training.batches import IGNORED
 from minigpt.training.evaluation import Evaluation, sum_of_losses
@@ -53,8 +54,8 @@ class InstructionTrainer(MiniGPTTrainer, SFTTrainer):
         **kwargs: As for `MiniGPTTrainer`.
 
     Raises:
+        AskedWrongly: The model has an adapter on its head, or the tokenizer has no end of text.
         FloatingPointError: In `train`: the training diverged.
-        ValueError: The model has an adapter on its head, which TRL's loss would not see.
     """
 
     def __init__(
@@ -66,6 +67,8 @@ class InstructionTrainer(MiniGPTTrainer, SFTTrainer):
         processing_class: PreTrainedTokenizerBase,
         **kwargs: Any,
     ) -> None:
+        if is_peft_model(model):
+            _refuse_adapter_on_head(model)
         learn_to_stop(model, processing_class)
         self.data = data
         self.block_size = data.block_size
@@ -207,3 +210,13 @@ class InstructionTrainer(MiniGPTTrainer, SFTTrainer):
                 "input_ids": pad_sequence([torch.tensor(row[:-1]) for row in ids], batch_first=True),
                 "labels": pad_sequence([torch.tensor(row[1:]) for row in labels], True, IGNORED),
             }
+
+
+def _refuse_adapter_on_head(model: Any) -> None:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if isinstance(model.get_output_embeddings(), BaseTunerLayer):
+        raise AskedWrongly(
+            "the adapter is on the model's output head too, of which TRL's loss reads the weights alone; leave the "
+            "head out of lora_targets, as all-linear does."
+        )

@@ -19,6 +19,7 @@ from transformers import (
     pipeline,
 )
 
+from minigpt.hub.trained import AskedWrongly
 from minigpt.modeling_minigpt.configuration_minigpt import MiniGPTConfig
 from minigpt.modeling_minigpt.generation_minigpt import lecture_generation_config
 from minigpt.modeling_minigpt.modeling_minigpt import MiniGPTForCausalLM
@@ -187,7 +188,14 @@ def test_a_resumed_run_is_that_of_an_uninterrupted_one_to_the_last_digit(
     for layer in model.modules():
         if isinstance(layer, torch.nn.Dropout):
             layer.p = 0.1
-    asked = {**length, "save_strategy": "steps", "save_steps": 7, "keep_best": False, "sample_length": 5}
+    asked = {
+        **length,
+        "logging_steps": 5,
+        "save_strategy": "steps",
+        "save_steps": 7,
+        "keep_best": False,
+        "sample_length": 5,
+    }
     start = deepcopy(model)
     whole = build(model, tokenizer, **asked)
     whole.train()
@@ -204,6 +212,9 @@ def test_a_resumed_run_is_that_of_an_uninterrupted_one_to_the_last_digit(
     for one, other in zip(whole.state.log_history, resumed.state.log_history, strict=True):
         assert {**one, **dict.fromkeys(clocks)} == {**other, **dict.fromkeys(clocks)}
     assert resumed.tokens_seen() == whole.tokens_seen()
+    # TRL's averages are over the steps since the last line of losses: an estimate in between leaves them alone.
+    averaged = ["eval_loss" in entry for entry in whole.state.log_history if "entropy" in entry]
+    assert averaged == [False, False]  # at step 5, and at the end
 
 
 @pytest.mark.door(
@@ -299,6 +310,14 @@ def test_an_adapter_alone_is_trained_and_saved_with_where_its_answers_end(build,
     assert tokenizer.eos_token_id not in settings["suppress_tokens"]
     base = trainer.model.unload().state_dict()
     assert all(torch.equal(base[name], weight) for name, weight in before.items())
+
+
+def test_an_adapter_on_the_head_is_refused_because_it_would_learn_nothing(build, model, tokenizer) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    adapted = get_peft_model(model, LoraConfig(target_modules=["lm_head"], task_type="CAUSAL_LM"))
+    with pytest.raises(AskedWrongly, match="the adapter is on the model's output head too"):
+        build(adapted, tokenizer)
 
 
 def test_a_training_that_diverges_is_ended(build, model, tokenizer) -> None:
