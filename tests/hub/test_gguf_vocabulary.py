@@ -8,7 +8,8 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from minigpt import MiniGPTTokenizer
 from minigpt.hub.exporting.gguf_vocabulary import CONTROL, NORMAL, UNUSED, USER_DEFINED, Vocabulary, gguf_vocabulary
 from minigpt.hub.trained import AskedWrongly
-from minigpt.tokenization.subword import train_bpe
+from minigpt.tokenization.subword import train_bpe, train_sentencepiece
+from minigpt.training.corpus import PLAYS
 
 # One, two, three and four bytes, a space, llama.cpp's mark for one, letters that stand for bytes, and characters that
 # share their first bytes.
@@ -89,3 +90,11 @@ def spaced() -> PreTrainedTokenizerBase:
 def test_other_vocabularies_are_refused_by_their_kind(build: object, kind: str) -> None:
     with pytest.raises(AskedWrongly, match=rf"and this one is {kind}; export to a stock architecture instead\.$"):
         gguf_vocabulary(build(), 9)  # type: ignore[operator]
+
+
+@pytest.mark.extra("sentencepiece")
+@pytest.mark.parametrize("model_type", ["unigram", "bpe"])
+def test_a_sentencepiece_vocabulary_is_refused_by_that_name(model_type: str) -> None:
+    tokenizer = train_sentencepiece([PLAYS.read_text(encoding="utf-8")[:5_000]], 350, model_type)
+    with pytest.raises(AskedWrongly, match=r"and this one is SentencePiece's; export to a stock architecture instead"):
+        gguf_vocabulary(tokenizer, len(tokenizer))

@@ -59,9 +59,12 @@ def gguf_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int) -> Vocabulary
     elif model["type"] == "BPE" and _cuts_as_gpt2(cutter):
         merges, pre = [" ".join(pair) for pair in model["merges"]], "gpt-2"
     else:
+        kind = f"{model['type']}{'' if cutter is None else ' after ' + cutter['type']}"
+        if hasattr(tokenizer, "sentencepiece_model"):
+            kind = "SentencePiece's"
         raise AskedWrongly(
-            f"GGUF takes a vocabulary of characters or GPT-2's byte-level BPE, and this one is {model['type']}"
-            f"{'' if cutter is None else ' after ' + cutter['type']}; export to a stock architecture instead."
+            f"GGUF takes a vocabulary of characters or GPT-2's byte-level BPE, and this one is {kind}; export to a "
+            "stock architecture instead."
         )
     free = "[PAD{}]"
     return Vocabulary(
