@@ -27,8 +27,8 @@ BATCH = 64
 ROUNDS = 3
 KINDS = {
     "speech": "`Speak as HAMLET.` and the like: a speech under that name",
-    "name": "`Who answers HAMLET?`: a name, of somebody who does in the plays",
-    "reply": "after a speech, `Who answers?`: a speech of such a one",
+    "name": "`Who answers HAMLET?`: `HORATIO answers HAMLET.`",
+    "reply": "after a speech, `Who answers?`: another one's speech",
 }
 
 

@@ -14,10 +14,10 @@ from minigpt.training.finetuning.conversations import Conversation, Conversation
 SPEAK = (
     "Speak as {}.",
     "Let {} speak.",
-    "What says {}?",
     "Be {}.",
     "Let us hear {}.",
     "Give {} the word.",
+    "Speak for {}.",
 )
 WHO = (
     "Who answers {}?",
@@ -50,7 +50,7 @@ _LONGEST_ANSWER = 100
 _LONGEST_FIRST_ANSWER = 50
 _PASSES = 3
 # Of whoever says less there is too little to learn from; and a crowd is nobody.
-_FEWEST_SPEECHES = 30
+_FEWEST_SPEECHES = 55
 _CROWDS = ("ALL", "All")
 
 Message = dict[str, str]
@@ -63,12 +63,14 @@ class Prompt:
     Attributes:
         kind: `speech` (by the one named), `name` (of somebody who answers the one named) or `reply` (a speech of
             somebody who answers the one who spoke).
+        about: Who that one is.
         messages: The conversation so far; a user's turn is the last.
         names: Whose name or speech has the asked form: for a speech one, else everybody's in the plays.
         true_names: Whose is true to the plays as well.
     """
 
     kind: str
+    about: str
     messages: tuple[Message, ...]
     names: frozenset[str]
     true_names: frozenset[str]
@@ -89,7 +91,8 @@ class Prompt:
     def _who_answers(self, answer: str) -> str | None:
         answer = answer.removeprefix(" ")
         if self.kind == "name":
-            return answer[:-1] if answer.endswith(".") else None
+            name, _, rest = answer.partition(" answers ")
+            return name if rest == f"{self.about}." else None
         name, _, speech = answer.partition(":\n")
         return name if speech.strip() and "\n\n" not in speech else None
 
@@ -121,8 +124,8 @@ def held_out_prompts() -> tuple[Prompt, ...]:
     prompts, anybody = [], frozenset(speech.name for speech in _speeches())
     for name in _names():
         one, answering = frozenset({name}), frozenset(_answering()[name])
-        prompts.append(Prompt("speech", (_user(_held_out(SPEAK, name).format(name)),), one, one))
-        prompts.append(Prompt("name", (_user(_held_out(WHO, name).format(name)),), anybody, answering))
+        prompts.append(Prompt("speech", name, (_user(_held_out(SPEAK, name).format(name)),), one, one))
+        prompts.append(Prompt("name", name, (_user(_held_out(WHO, name).format(name)),), anybody, answering))
         first = min(
             (speech for speech, _ in _exchanges() if speech.name == name and len(str(speech)) <= _LONGEST_FIRST_ANSWER),
             key=lambda speech: _draw("first", str(speech)),
@@ -130,7 +133,7 @@ def held_out_prompts() -> tuple[Prompt, ...]:
         )
         if first is not None:
             said = (_bidding(name, "first"), _assistant(str(first)), _user(_held_out(REPLY, name)))
-            prompts.append(Prompt("reply", said, anybody, answering))
+            prompts.append(Prompt("reply", name, said, anybody, answering))
     return tuple(prompts)
 
 
@@ -161,7 +164,7 @@ def _naming() -> Iterator[tuple[Message, ...]]:
         for phrase in WHO:
             if phrase != _held_out(WHO, name):
                 for other in _answering()[name]:
-                    yield (_user(phrase.format(name)), _assistant(f"{other}."))
+                    yield (_user(phrase.format(name)), _assistant(f"{other} answers {name}."))
 
 
 def _replying(number: int) -> Iterator[tuple[Message, ...]]:

@@ -48,7 +48,7 @@ def test_the_plays_are_what_conversations_are_made_of_by_that_name():
 
 
 def test_each_machine_makes_the_same_conversations():
-    assert CONVERSATIONS.sha256 == "5972aec8f037882b6c55fbf4f15f8637148eae7de9c119bfd6fc17bcd51e5cc1"
+    assert CONVERSATIONS.sha256 == "3443adb14858d10cdc4e372ced6eec8be4b6620b66da1458ffce55ba60557dea"
     content = "".join(json.dumps({"messages": row.messages}) + "\n" for row in CONVERSATIONS.rows).encode()
     assert (len(content), hashlib.sha256(content).hexdigest()) == (CONVERSATIONS.num_bytes, CONVERSATIONS.sha256)
 
@@ -76,7 +76,7 @@ def test_whoever_answers_does_so_in_the_plays():
     for row in CONVERSATIONS.rows:
         pairs = list(asked(row.messages))
         for (phrase, name), said in zip(pairs, row.messages[1::2], strict=True):
-            other = said["content"].partition(":\n")[0].removesuffix(".")
+            other = said["content"].partition(":\n")[0].removesuffix(f" answers {name}.")
             if phrase in SPEAK:
                 assert other == name
             elif name is not None:
@@ -109,12 +109,12 @@ HAMLET, OPHELIA = frozenset({"HAMLET"}), frozenset({"OPHELIA", "LORD POLONIUS"})
     [
         ("speech", HAMLET, "HAMLET:\nWords, words, words."),
         ("speech", HAMLET, " HAMLET:\nThe air bites shrewdly;\nit is very cold."),
-        ("name", OPHELIA, " OPHELIA."),
+        ("name", OPHELIA, " OPHELIA answers HAMLET."),
         ("reply", OPHELIA, "LORD POLONIUS:\nWhat is the matter, my lord?"),
     ],
 )
 def test_an_answer_of_the_asked_form_counts_if_it_ends(kind, names, answer):
-    prompt = Prompt(kind, (), names, names)
+    prompt = Prompt(kind, "HAMLET", (), names, names)
     assert prompt.has_asked_form(answer, has_ended=True)
     assert prompt.is_true(answer, has_ended=True)
     assert not prompt.has_asked_form(answer, has_ended=False)
@@ -122,9 +122,9 @@ def test_an_answer_of_the_asked_form_counts_if_it_ends(kind, names, answer):
 
 
 def test_an_answer_of_the_asked_form_may_be_untrue():
-    prompt = Prompt("name", (), OPHELIA | HAMLET, OPHELIA)
-    assert prompt.has_asked_form("HAMLET.", has_ended=True)
-    assert not prompt.is_true("HAMLET.", has_ended=True)
+    prompt = Prompt("name", "HAMLET", (), OPHELIA | HAMLET, OPHELIA)
+    assert prompt.has_asked_form("HAMLET answers HAMLET.", has_ended=True)
+    assert not prompt.is_true("HAMLET answers HAMLET.", has_ended=True)
 
 
 @pytest.mark.parametrize(
@@ -139,16 +139,17 @@ def test_an_answer_of_the_asked_form_may_be_untrue():
         ("speech", HAMLET, "Words, words, words."),
         ("speech", HAMLET, "HAMLET:\nWords.\n\nOPHELIA:\nMy lord?"),
         ("speech", HAMLET, "HAMLET."),
-        ("name", OPHELIA, "HAMLET."),
-        ("name", OPHELIA, "OPHELIA"),
-        ("name", OPHELIA, "OPHELIA, my lord."),
+        ("name", OPHELIA, "HAMLET answers HAMLET."),
+        ("name", OPHELIA, "OPHELIA answers HAMLET"),
+        ("name", OPHELIA, "OPHELIA answers MACBETH."),
+        ("name", OPHELIA, "OPHELIA answers HAMLET. My lord."),
         ("name", OPHELIA, "OPHELIA:\nMy lord."),
-        ("name", OPHELIA, "."),
+        ("name", OPHELIA, " answers HAMLET."),
         ("reply", OPHELIA, "HAMLET:\nWords, words, words."),
     ],
 )
 def test_an_answer_of_another_form_does_not_count(kind, names, answer):
-    prompt = Prompt(kind, (), names, names)
+    prompt = Prompt(kind, "HAMLET", (), names, names)
     assert not prompt.has_asked_form(answer, has_ended=True)
     assert not prompt.is_true(answer, has_ended=True)
 
@@ -156,5 +157,5 @@ def test_an_answer_of_another_form_does_not_count(kind, names, answer):
 def test_the_true_answers_have_the_asked_form():
     for prompt in PROMPTS:
         speaker = sorted(prompt.true_names)[-1]
-        answer = f"{speaker}." if prompt.kind == "name" else f"{speaker}:\n{WORDS[speaker]}"
+        answer = f"{speaker} answers {prompt.about}." if prompt.kind == "name" else f"{speaker}:\n{WORDS[speaker]}"
         assert prompt.is_true(answer, has_ended=True)
