@@ -34,12 +34,14 @@ _TRAINING = (
     "data_seed",
     "bf16",
     "fp16",
+    "gradient_checkpointing",
 )
 # Where a run lies, who is told of it, and what it runs on: of no concern to what is learned.
 _ABOUT_THE_RUN = (
     *("output_dir", "run_name", "report_to", "project", "resume_from_checkpoint", "disable_tqdm", "local_rank"),
     *(
         "use_cpu",
+        "activation_checkpointing",  # the other name of gradient_checkpointing
         "push_to_hub",
         "hub_",
         "trackio_",

@@ -53,6 +53,7 @@ def precision_of(model):
 def test_saved_weights_are_whole_and_the_loss_is_the_one_that_the_saved_model_has(trained, tokens, text_file, capsys):
     folder = trained.folder
     assert trained.report["training"]["bf16"] is True
+    assert trained.report["training"]["gradient_checkpointing"] is False
     assert {weight.dtype for weight in load_file(folder / "model.safetensors").values()} == {torch.float32}
     saved = AutoModelForCausalLM.from_pretrained(folder)
     assert saved.dtype == torch.float32
