@@ -1,4 +1,4 @@
-"""Fills the generated parts of README.md from `benchmarks/results/`, and measures those results anew.
+"""Fills the generated parts of README.md and docs/ from `benchmarks/results/`, and measures those results anew.
 
     python -m benchmarks.readme                            fill in what was measured
     python -m benchmarks.readme --measure train_step run   measure these first (all: every one of them)
@@ -17,8 +17,10 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 README = ROOT / "README.md"
-PICTURE = ROOT / "docs" / "loss.png"
+DOCS = ROOT / "docs"
+PICTURE = DOCS / "loss.png"
 NAMES = ("run", "losses", "baselines", "train_step", "generate", "tokenizer", "data")
+OF_PAGES = ("precision", "memory")
 OPTIONS = {"baselines": ("--data", "tiny_shakespeare")}
 _SECTION = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 _ESTIMATES_SHOWN, _SAMPLE_LINES = 2, 16
@@ -33,10 +35,10 @@ def measure(name: str) -> None:
     (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
 
 
-def fill(readme: str) -> str:
-    """The README with every generated part as it was last measured."""
+def fill(page: str) -> str:
+    """The README, or a page, with every generated part as it was last measured."""
     return _SECTION.sub(
-        lambda part: part[1] + (RESULTS / f"{part[2]}.md").read_text(encoding="utf-8") + part[3], readme
+        lambda part: part[1] + (RESULTS / f"{part[2]}.md").read_text(encoding="utf-8") + part[3], page
     )
 
 
@@ -67,13 +69,16 @@ def _output(*arguments: str, cwd: str | Path = ROOT) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measures what was asked for and fills the README."""
-    parser = argparse.ArgumentParser(description="Fills the generated parts of README.md.")
-    parser.add_argument("--measure", nargs="+", choices=(*NAMES, "all"), default=[], metavar="NAME")
+    """Measures what was asked for and fills the README and the pages."""
+    parser = argparse.ArgumentParser(description="Fills the generated parts of README.md and docs/.")
+    parser.add_argument("--measure", nargs="+", choices=(*NAMES, *OF_PAGES, "all"), default=[], metavar="NAME")
     arguments = parser.parse_args(argv)
-    for name in NAMES if "all" in arguments.measure else arguments.measure:
+    for name in (*NAMES, *OF_PAGES) if "all" in arguments.measure else arguments.measure:
         measure(name)
-    README.write_text(fill(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in (README, *DOCS.glob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        if fill(text) != text:
+            page.write_text(fill(text), encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":
