@@ -10,6 +10,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers.trainer_pt_utils import safe_globals
 
+from minigpt.hub.adapters import CONFIG as ADAPTER_CONFIG
+from minigpt.hub.adapters import WEIGHTS as ADAPTER_WEIGHTS
+
 logger = logging.getLogger(__name__)
 
 # Under this name in the run's folder a checkpoint is written. Nothing of transformers takes it for a checkpoint, and
@@ -115,10 +118,11 @@ def _weight_files(checkpoint: Path) -> list[Path]:
 def _described_by(checkpoint: Path, weights: list[Path]) -> list[str]:
     """The files without which those that are there mean nothing."""
     names = []
-    # An adapter's weights have a config of another name.
     whole = [file for file in weights if file.name.startswith("model")]
     if whole:
         names.append("config.json")
+    if any(file.name == ADAPTER_WEIGHTS for file in weights):
+        names.append(ADAPTER_CONFIG)
     if any("-of-" in file.name for file in whole):
         names.append("model.safetensors.index.json")
     settings = checkpoint / "tokenizer_config.json"

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from minigpt.cli import main
 from minigpt.hub.adapters import base_sha256
 from minigpt.hub.trained import open_trained
+from minigpt.training.checkpoints import last_whole_checkpoint
 from minigpt.training.corpus import load_text
 from minigpt.training.evaluation import validation_loss
 from minigpt.training.finetuning.adapters import LoraSettings
@@ -213,6 +215,13 @@ def test_a_resumed_adapter_ends_as_the_uninterrupted_one(base, adapt, tmp_path):
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert again.report["losses"] == whole.report["losses"]
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_checkpoint_that_has_lost_part_of_its_adapter_is_passed_over(name, adapted, tmp_path):
+    run = shutil.copytree(adapted().folder, tmp_path / "run")
+    (run / "checkpoint-6" / name).unlink()
+    assert last_whole_checkpoint(run) == run / "checkpoint-4"
 
 
 def test_the_dropout_of_the_base_is_on_from_the_first_step_of_a_resumed_run_too(text_file, adapt, tmp_path):
