@@ -13,6 +13,8 @@ from transformers import AutoTokenizer
 
 from minigpt.cli import main
 from minigpt.hub.publishing.publish import push_folder
+from minigpt.hub.publishing.saved_folder import Vocabulary, read_saved_folder
+from minigpt.tokenization.subword import train_bpe
 from minigpt.training.corpus import PLAYS
 from tests.hub.without_package import WITHOUT_PACKAGE
 
@@ -28,6 +30,11 @@ VOCABULARIES = {
 }
 ODD = ["The king, my lord.\r\n", "  two", "Ünïcode ☃ 👩‍👧 \x00", "<0x41><unk></s>", "<|endoftext|>"]
 TEXTS = ["", " ", "\n\n", *ODD, TEXT[:500]]
+IN_WORDS = {
+    "bpe": "byte-level BPE",
+    "sentencepiece-unigram": "SentencePiece, unigram",
+    "sentencepiece-bpe": "SentencePiece, BPE",
+}
 SENTENCEPIECE = ["sentencepiece-unigram", "sentencepiece-bpe"]
 
 
@@ -146,7 +153,16 @@ def test_every_command_takes_a_pushed_model_of_subwords(
 def test_the_card_speaks_of_subwords_and_compares_by_characters(run: Path, hub: "Hub") -> None:
     push_folder(run, POET)
     card = hub.files(POET)["README.md"].decode()
-    assert f"{len(AutoTokenizer.from_pretrained(run)) - 2} subword tokens and 2 special tokens" in card
+    subwords = len(AutoTokenizer.from_pretrained(run)) - 2
+    assert f"{subwords} subword tokens ({IN_WORDS[kind_of(run)]}) and 2 special tokens" in card
     assert "bits a character" in card
     assert "character-level" not in card
     assert "characters" not in card.partition("## How to use it")[0]
+
+
+def test_bytes_without_any_pair_are_not_called_characters(tmp_path: Path) -> None:
+    train_bpe([TEXT], 258).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "minigpt"}', encoding="utf-8")
+    saved = read_saved_folder(tmp_path)
+    assert saved.unit == "tokens"
+    assert saved.vocabulary == Vocabulary(characters=None, subwords=256, special=2, kind="byte-level BPE")

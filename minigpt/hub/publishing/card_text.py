@@ -253,7 +253,8 @@ def _vocabulary(saved: SavedFolder) -> str:
     assert saved.vocabulary is not None
     special = _counted(saved.vocabulary.special, "special token")
     if saved.vocabulary.characters is None:
-        return f"{saved.vocabulary.subwords:,} subword tokens and {special}"
+        kind = f" ({saved.vocabulary.kind})" if saved.vocabulary.kind else ""
+        return f"{saved.vocabulary.subwords:,} subword tokens{kind} and {special}"
     return f"{_counted(len(saved.vocabulary.characters), 'character')}, one token each, and {special}"
 
 

@@ -32,11 +32,13 @@ class Vocabulary:
         characters: In the order of their ids, if each token is one character; else None.
         subwords: Their number, if the tokens are pieces of words; else None.
         special: How many special tokens there are.
+        kind: What made the subwords, if that can be told.
     """
 
     characters: tuple[str, ...] | None
     subwords: int | None
     special: int
+    kind: str | None = None
 
 
 @dataclass(frozen=True)
@@ -214,9 +216,14 @@ def _read_vocabulary(path: Path) -> Vocabulary | None:
     # Unigram models list their pieces with scores.
     tokens = vocab if isinstance(vocab, dict) else {piece: place for place, (piece, *_) in enumerate(vocab)}
     ordinary = sorted(tokens.keys() - special, key=lambda token: tokens[token])
-    if not model.get("merges") and ordinary and all(len(token) == 1 for token in ordinary):
+    kind = None
+    if (path / "tokenizer.model").is_file():
+        kind = f"SentencePiece, {'unigram' if model.get('type') == 'Unigram' else model.get('type')}"
+    elif model.get("type") == "BPE" and (tokenizer.get("pre_tokenizer") or {}).get("type") == "ByteLevel":
+        kind = "byte-level BPE"
+    if kind is None and not model.get("merges") and ordinary and all(len(token) == 1 for token in ordinary):
         return Vocabulary(characters=tuple(ordinary), subwords=None, special=len(special))
-    return Vocabulary(characters=None, subwords=len(ordinary), special=len(special))
+    return Vocabulary(characters=None, subwords=len(ordinary), special=len(special), kind=kind)
 
 
 def _count_parameters(path: Path, pattern: str) -> int | None:
