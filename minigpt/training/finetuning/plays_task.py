@@ -34,13 +34,13 @@ REPLY = (
 
 # With these a model of preset `chat` learns the task in minutes; where it begins, it knows no conversation at all.
 PLAYS_TRAINING = {
-    "max_steps": 1000,
-    "per_device_train_batch_size": 16,
+    "max_steps": 1200,
+    "per_device_train_batch_size": 12,
     "learning_rate": 2e-3,
     "warmup_steps": 50,
     "adam_beta2": 0.99,
     "weight_decay": 0.1,
-    "eval_interval": 250,
+    "eval_interval": 300,
     "eval_iters": 10,
 }
 
