@@ -276,9 +276,12 @@ def _find_base(base: Base, folder: Path, source: str | Path) -> str | Path:
     try:
         return Path(snapshot_download(base.name, revision=base.revision, local_files_only=True))
     except (OSError, HFValidationError) as error:
+        remedy = f"put it back, or write where it is now into base_model_name_or_path of {folder / CONFIG}"
+        if not Path(source).is_dir():
+            remedy = "ask for it where the adapter comes from"
         raise AskedWrongly(
             f"{source} is an adapter for {base.name}, which is neither a folder nor a model that the Hub gives out; "
-            f"put it back, or write where it is now into base_model_name_or_path of {folder / CONFIG}."
+            f"{remedy}."
         ) from error
 
 

@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from minigpt import MiniGPTConfig, MiniGPTForCausalLM, MiniGPTTokenizer
 from minigpt.cli import main
-from minigpt.hub import adapters, extras
-from minigpt.hub.adapters import BASE_HASH, CONFIG, WEIGHTS, base_sha256, is_adapter
+from minigpt.hub import extras
+from minigpt.hub.adapters import BASE_HASH, CONFIG, WEIGHTS, base_sha256, is_adapter, open_adapter
 from minigpt.hub.exporting.formats import export_model
 from minigpt.hub.trained import AskedWrongly, open_trained
 from minigpt.modeling_minigpt.generation_minigpt import lecture_generation_config
@@ -403,4 +403,18 @@ def test_a_base_on_the_hub_that_was_never_fetched_is_refused_without_the_hub(
     change(adapter / CONFIG, base_model_name_or_path="tester/none")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(AskedWrongly, match="is an adapter for tester/none, which is neither"):
-        adapters.open_adapter(adapter)
+        open_adapter(adapter)
+
+
+@pytest.mark.extra("lora")
+def test_of_an_adapter_on_the_hub_no_file_in_the_cache_is_named(hub: "Hub", adapter: Path, base: Path) -> None:
+    base.rename(base.with_name("elsewhere"))
+    (adapter / "README.md").unlink()  # the form of PEFT names the folder, and the Hub takes no such metadata
+    HfApi().create_repo("tester/adapter")
+    HfApi().upload_folder(repo_id="tester/adapter", folder_path=adapter)
+    with pytest.raises(AskedWrongly) as refusal:
+        open_trained("tester/adapter", "cpu")
+    assert str(refusal.value) == (
+        f"tester/adapter is an adapter for {base}, which is neither a folder nor a model that the Hub gives out; "
+        "ask for it where the adapter comes from."
+    )

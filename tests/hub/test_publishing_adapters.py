@@ -264,6 +264,20 @@ def test_an_adapter_for_a_base_on_this_machine_alone_is_refused_with_what_to_do(
 
 
 @pytest.mark.extra("lora")
+def test_an_adapter_that_could_not_be_pushed_is_not_trained(
+    hub: "Hub", base: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--data", str(runs / "my.txt"), "--lora", "--push_to_hub", "--device", "cpu", *SHORT]
+    there = ["--output_dir", str(tmp_path / "run"), "--hub_model_id"]
+    assert main(["finetune", str(runs / "base"), *command, *there, TUNED]) == 2
+    assert "which is on this machine alone; push that first" in capsys.readouterr().err
+    assert main(["finetune", base, *command, *there, base]) == 2
+    assert "holds a model of type 'minigpt' already and what is to be trained is an adapter" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert ("models", TUNED) not in hub.repositories
+
+
+@pytest.mark.extra("lora")
 def test_another_base_on_the_hub_is_refused(
     hub: "Hub", adapter: Path, whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
