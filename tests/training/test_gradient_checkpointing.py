@@ -5,14 +5,12 @@ import os
 import subprocess
 import sys
 import warnings
-import weakref
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from benchmarks.peak_memory import PeakMemory
 from minigpt.cli import main
 from minigpt.modeling_minigpt.configuration_bigram import BigramConfig
 from minigpt.modeling_minigpt.modeling_bigram import BigramForCausalLM
@@ -93,36 +91,14 @@ def test_every_digit_is_learned_as_without_it_and_every_block_is_computed_twice(
         assert same_evaluation == evaluation > 0
 
 
-class Tally(TorchDispatchMode):
-    """Counts the bytes of all tensors that operations make, for as long as anything holds them."""
-
-    def __init__(self):
-        super().__init__()
-        self.known = weakref.WeakSet()
-        self.bytes = self.peak = 0
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        made = operation(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, torch.Tensor) and (storage := tensor.untyped_storage()) not in self.known:
-                self.known.add(storage)
-                self.add(storage.nbytes())
-                weakref.finalize(storage, self.add, -storage.nbytes())
-        return made
-
-    def add(self, size):
-        self.bytes += size
-        self.peak = max(self.peak, self.bytes)
-
-
 def peak_of_training(train_it, build_model, **changes):
     """The most bytes that tensors take in a training, weights, gradients and the optimiser's moments among them."""
     shape = {"n_layer": 24, "n_embd": 16, "block_size": 32}
     quiet = {"eval_strategy": "no", "eval_on_start": False, "max_steps": 2, "per_device_train_batch_size": 16}
     gc.collect()
-    with Tally() as tally:
+    with PeakMemory() as memory:
         train_it(build_model(**shape), **quiet, **changes)
-    return tally.peak
+    return memory.peak
 
 
 @pytest.mark.parametrize("bf16", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["float32", "bfloat16"])
