@@ -20,7 +20,7 @@ README = ROOT / "README.md"
 DOCS = ROOT / "docs"
 PICTURE = DOCS / "loss.png"
 NAMES = ("run", "losses", "baselines", "train_step", "generate", "tokenizer", "data")
-OF_PAGES = ("precision", "memory")
+OF_PAGES = ("precision", "memory", "vocabularies")
 OPTIONS = {"baselines": ("--data", "tiny_shakespeare")}
 _SECTION = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 _ESTIMATES_SHOWN, _SAMPLE_LINES = 2, 16
@@ -37,9 +37,7 @@ def measure(name: str) -> None:
 
 def fill(page: str) -> str:
     """The README, or a page, with every generated part as it was last measured."""
-    return _SECTION.sub(
-        lambda part: part[1] + (RESULTS / f"{part[2]}.md").read_text(encoding="utf-8") + part[3], page
-    )
+    return _SECTION.sub(lambda part: part[1] + (RESULTS / f"{part[2]}.md").read_text(encoding="utf-8") + part[3], page)
 
 
 def _first_run() -> str:

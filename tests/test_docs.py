@@ -22,6 +22,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.readme import fill
 from minigpt.cli import main
 from minigpt.training.corpus import PLAYS
 
@@ -51,6 +52,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def blocks(page: Path) -> list[tuple[str, str]]:
     found = re.findall(r"^```(sh background|sh|python)\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
     return [(kind, code) for kind, code in found]
+
+
+def test_generated_parts_are_what_the_benchmarks_printed() -> None:
+    pages = {page.name: page.read_text(encoding="utf-8") for page in (ROOT / "docs").glob("*.md")}
+    with_parts = {name for name, page in pages.items() if "<!-- generated:" in page}
+    assert "vocabularies.md" in with_parts
+    for name in with_parts:
+        assert fill(pages[name]) == pages[name], name
 
 
 @pytest.mark.slow
