@@ -10,6 +10,7 @@ from accelerate.utils import extract_model_from_parallel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from benchmarks.readme import RESULTS
 from minigpt.cli import main
 from minigpt.training.arguments import MiniGPTTrainingArguments
 from minigpt.training.autocast import without_autocast
@@ -90,6 +91,14 @@ def test_half_precision_learns_what_full_precision_learns(build_trainer):
         assert losses[bf16] < first - 0.8
     assert losses[True] == pytest.approx(losses[False], abs=0.02)
     assert losses[True] != losses[False]
+
+
+def test_preset_was_measured_to_learn_in_half_precision_what_it_learns_in_full():
+    rows = [line.split("|") for line in (RESULTS / "precision.md").read_text(encoding="utf-8").splitlines()]
+    losses = {cells[1].strip(): float(cells[3]) for cells in rows if len(cells) == 6 and cells[2].strip() == "2,000"}
+    assert losses.keys() == {"float32", "bfloat16"}
+    assert losses["float32"] < 1.9
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], abs=0.02)
 
 
 def test_estimates_and_samples_are_computed_as_the_training_is(build_trainer, build_model):
