@@ -49,6 +49,8 @@ _LONGEST_ROW = 250
 _LONGEST_ANSWER = 100
 _LONGEST_FIRST_ANSWER = 50
 _PASSES = 3
+# Who answers whom is soon said, so it must be said often to weigh as much as the speeches.
+_NAMED_TIMES = 3
 # Of whoever says less there is too little to learn from; and a crowd is nobody.
 _FEWEST_SPEECHES = 55
 _CROWDS = ("ALL", "All")
@@ -140,9 +142,11 @@ def held_out_prompts() -> tuple[Prompt, ...]:
 def _rows() -> Iterator[tuple[Message, ...]]:
     """Rows as full as they may be, of questions that have nothing to do with each other."""
     for number in range(_PASSES):
-        exchanges = [*_speaking(number), *_naming(), *_replying(number)]
+        exchanges = [*_speaking(number), *_NAMED_TIMES * list(_naming()), *_replying(number)]
+        # Drawn by place: the same question is there several times.
+        order = sorted(range(len(exchanges)), key=lambda place: _draw(f"pass {number}", str(place)))
         row: tuple[Message, ...] = ()
-        for exchange in sorted(exchanges, key=lambda turns: _draw(f"pass {number}", *_contents(turns))):
+        for exchange in (exchanges[place] for place in order):
             if _length(row) + _length(exchange) > _LONGEST_ROW:
                 yield row
                 # Every other one is asked for a reply as in a chat that has left out what was said before.

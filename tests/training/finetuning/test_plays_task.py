@@ -48,7 +48,7 @@ def test_the_plays_are_what_conversations_are_made_of_by_that_name():
 
 
 def test_each_machine_makes_the_same_conversations():
-    assert CONVERSATIONS.sha256 == "3443adb14858d10cdc4e372ced6eec8be4b6620b66da1458ffce55ba60557dea"
+    assert CONVERSATIONS.sha256 == "7f681ea5f38ac7526fa7b24937bd1fa6e633744d2bc39121333eab7c869ed748"
     content = "".join(json.dumps({"messages": row.messages}) + "\n" for row in CONVERSATIONS.rows).encode()
     assert (len(content), hashlib.sha256(content).hexdigest()) == (CONVERSATIONS.num_bytes, CONVERSATIONS.sha256)
 
