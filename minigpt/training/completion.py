@@ -1,5 +1,6 @@
 """How a run trains and ends: interrupted with a checkpoint, or scored, saved, drawn and reported."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +50,12 @@ def describe_text(corpus: Corpus, trainer: MiniGPTTrainer) -> dict[str, Any]:
 
 
 def run_to_the_end(
-    trainer: MiniGPTTrainer, checkpoint: Path | None, *, origin: dict[str, Any], data: dict[str, Any]
+    trainer: MiniGPTTrainer,
+    checkpoint: Path | None,
+    *,
+    origin: dict[str, Any],
+    data: dict[str, Any],
+    libraries: Sequence[str] = (),
 ) -> Run:
     """Trains, and makes of the output folder a finished run.
 
@@ -58,6 +64,7 @@ def run_to_the_end(
         checkpoint: What to go on from, or None.
         origin: What the run started from, for `run.json`.
         data: What it trains on, likewise.
+        libraries: Packages that have a part in it, beside those that have in every run.
 
     Raises:
         FloatingPointError: The training has diverged; its checkpoints from before are still there.
@@ -99,6 +106,7 @@ def run_to_the_end(
         chosen_on_validation=is_chosen,
         best=best,
         curves=curves,
+        libraries=libraries,
     )
     trainer.save_model(_internal_call=True)  # pushes nothing yet
     trainer.save_state()

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import MISSING, asdict, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -94,6 +95,7 @@ def describe_run(
     chosen_on_validation: bool,
     best: dict[str, Any] | None,
     curves: list[dict[str, float]],
+    libraries: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Gathers what `run.json` holds.
 
@@ -110,6 +112,7 @@ def describe_run(
         chosen_on_validation: Whether it was taken for having the lowest estimate, the last step's model included.
         best: The checkpoint with the lowest estimate, where it is not the saved model.
         curves: `step`, `train` and `validation` of each estimate.
+        libraries: Packages that had a part in it, beside those that have in every run.
     """
     arguments = args.to_dict()
     return origin | {
@@ -131,7 +134,8 @@ def describe_run(
             "tokens_per_second": round(tokens / seconds, 1) if seconds else None,
         },
         "losses": {"validation": in_units(validation), "best": best, "curves": curves},
-        "versions": {"python": platform.python_version()} | {library: version(library) for library in _LIBRARIES},
+        "versions": {"python": platform.python_version()}
+        | {library: version(library) for library in (*_LIBRARIES, *libraries)},
         "hardware": {"device": args.device.type, "name": hardware(args.device), "platform": platform.platform()},
     }
 

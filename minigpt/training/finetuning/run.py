@@ -218,7 +218,9 @@ def finetune(
             clear_folder(folder)
         _print_header(model, base, added, learned, adapter, trainer, checkpoint)
     origin = {"base": base.describe(added), "adapter": adapter}
-    return run_to_the_end(trainer, checkpoint, origin=origin, data=described)
+    parts = {"peft": lora, "bitsandbytes": load_in, "trl": instruction}
+    libraries = [library for library, part in parts.items() if part]
+    return run_to_the_end(trainer, checkpoint, origin=origin, data=described, libraries=libraries)
 
 
 def _arguments(

@@ -132,6 +132,7 @@ def test_everything_together_killed_and_resumed_is_the_uninterrupted_run_and_loa
         assert weight.dtype == torch.float32
         assert torch.equal(weight, expected[name]), name
     assert log_of(tmp_path / "run") == log_of(tmp_path / "whole")
+    assert {"peft", "bitsandbytes", "trl"} <= whole.report["versions"].keys()
     curve = [point["validation"] for point in whole.report["losses"]["curves"]]
     assert curve[-1] < curve[0] - 0.5  # there was something to learn
 
