@@ -10,7 +10,7 @@ import argparse
 import contextlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -25,6 +25,8 @@ from minigpt.training.finetuning.plays_task import Prompt, held_out_prompts
 
 BATCH = 64
 ROUNDS = 3
+TEMPERATURE = 0.6
+Answer = tuple[str, bool]  # what was said, and whether it ended by itself
 KINDS = {
     "speech": "`Speak as HAMLET.` and the like: a speech under that name",
     "name": "`Who answers HAMLET?`: `HORATIO answers HAMLET.`",
@@ -43,59 +45,59 @@ def main(argv: list[str] | None = None) -> None:
         before = arguments.before or _train(arguments.folder / "chat")
         after = arguments.after or _teach(before, arguments.folder / "chat-sft")
     prompts = held_out_prompts()
-    said = {folder: ask(folder, prompts) for folder in (before, after)}
+    plain, taught, warm = ask(before, prompts), ask(after, prompts), ask(after, prompts, temperature=1.0)
     shown = {
-        "before": [[_is_asked(prompt, *answer) for answer in answers] for prompt, answers in said[before]],
-        "before, cut at the first blank line": [
-            [_is_asked(prompt, *_cut(*answer)) for answer in answers] for prompt, answers in said[before]
-        ],
-        "after": [[_is_asked(prompt, *answer) for answer in answers] for prompt, answers in said[after]],
-        "after, and true to the plays": [
-            [prompt.is_true(text, has_ended=has_ended) for text, has_ended in answers]
-            for prompt, answers in said[after]
-        ],
+        "before": _shares(prompts, plain, Prompt.has_asked_form),
+        "before, cut at the first blank line": _shares(prompts, _cut(plain), Prompt.has_asked_form),
+        "after": _shares(prompts, taught, Prompt.has_asked_form),
+        "after, and true to the plays": _shares(prompts, taught, Prompt.is_true),
+        "after, at temperature 1": _shares(prompts, warm, Prompt.has_asked_form),
     }
     rows = []
     for kind, description in {**KINDS, "": "all"}.items():
         chosen = [at for at, prompt in enumerate(prompts) if kind in ("", prompt.kind)]
-        shares = [mean(share for at in chosen for share in counted[at]) for counted in shown.values()]
-        rows.append([description, str(len(chosen)), *(f"{share:.1%}" for share in shares)])
+        means = (mean(shares[at] for at in chosen) for shares in shown.values())
+        rows.append([description, str(len(chosen)), *(f"{share:.1%}" for share in means)])
     print(markdown_table(["asked", "prompts", *shown], rows))
     reports = [json.loads((folder / "run.json").read_text(encoding="utf-8")) for folder in (before, after)]
     first, second = (report["training"]["seconds"] for report in reports)
     print(
-        f"\nShares of answers in the asked form; each prompt is answered {ROUNDS} times, as `minigpt chat` does. On "
-        f"{reports[1]['hardware']['name']}, training on the plays took {first:.0f} s and on the task {second:.0f} s."
+        f"\nShares of answers in the asked form; each prompt is answered {ROUNDS} times, at temperature {TEMPERATURE} "
+        f"where nothing else is said. On {reports[1]['hardware']['name']}, training on the plays took {first:.0f} s and "
+        f"on the task {second:.0f} s."
     )
 
 
-def ask(folder: Path, prompts: Sequence[Prompt]) -> list[tuple[Prompt, list[tuple[str, bool]]]]:
-    """Has a model answer each prompt `ROUNDS` times; gives its answers, and whether each ended by itself."""
+def ask(folder: Path, prompts: Sequence[Prompt], temperature: float = TEMPERATURE) -> list[list[Answer]]:
+    """Has a model answer each prompt `ROUNDS` times; gives the answers to each."""
     model, tokenizer = open_trained(folder)
     give_chat_template(tokenizer)
     rounds = []
     for seed in range(ROUNDS):
         set_seed(seed)
-        rounds.append(answers(model, tokenizer, prompts))
-    return [(prompt, [answered[at] for answered in rounds]) for at, prompt in enumerate(prompts)]
+        rounds.append(answers(model, tokenizer, prompts, temperature))
+    return [list(answered) for answered in zip(*rounds, strict=True)]
 
 
-def _is_asked(prompt: Prompt, text: str, has_ended: bool) -> bool:
-    return prompt.has_asked_form(text, has_ended=has_ended)
+def _shares(prompts: Sequence[Prompt], said: Sequence[Sequence[Answer]], is_right: Callable[..., bool]) -> list[float]:
+    return [
+        mean(is_right(prompt, text, has_ended=has_ended) for text, has_ended in answered)
+        for prompt, answered in zip(prompts, said, strict=True)
+    ]
 
 
-def _cut(text: str, has_ended: bool) -> tuple[str, bool]:
-    """An answer up to its first blank line, where a speech of the plays ends, as if it had ended there."""
-    return text.lstrip("\n").partition("\n\n")[0].removesuffix("\n"), True
+def _cut(said: Sequence[Sequence[Answer]]) -> list[list[Answer]]:
+    """Answers up to their first blank line, where a speech of the plays ends, as if they had ended there."""
+    return [[(text.lstrip("\n").partition("\n\n")[0], True) for text, _ in answered] for answered in said]
 
 
-def answers(model: Any, tokenizer: Any, prompts: Sequence[Prompt]) -> list[tuple[str, bool]]:
-    """What a model answers, and whether it ended by itself within its block."""
+def answers(model: Any, tokenizer: Any, prompts: Sequence[Prompt], temperature: float) -> list[Answer]:
+    """What a model answers to each prompt, within its block."""
     encoded = [
         tokenizer.apply_chat_template(list(prompt.messages), add_generation_prompt=True)["input_ids"]
         for prompt in prompts
     ]
-    found: dict[int, tuple[str, bool]] = {}
+    found: dict[int, Answer] = {}
     order = sorted(range(len(prompts)), key=lambda at: len(encoded[at]))
     for start in range(0, len(order), BATCH):
         batch = order[start : start + BATCH]
@@ -104,7 +106,9 @@ def answers(model: Any, tokenizer: Any, prompts: Sequence[Prompt]) -> list[tuple
         )  # (batch, seq)
         length = inputs["input_ids"].shape[1]
         with torch.inference_mode():
-            output = model.generate(**inputs, max_new_tokens=model.config.max_position_embeddings - length)
+            output = model.generate(
+                **inputs, temperature=temperature, max_new_tokens=model.config.max_position_embeddings - length
+            )
         for at, row in zip(batch, output[:, length:].tolist(), strict=True):
             has_ended = tokenizer.eos_token_id in row
             said = row[: row.index(tokenizer.eos_token_id)] if has_ended else row
