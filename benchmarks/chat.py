@@ -63,8 +63,8 @@ def main(argv: list[str] | None = None) -> None:
     first, second = (report["training"]["seconds"] for report in reports)
     print(
         f"\nShares of answers in the asked form; each prompt is answered {ROUNDS} times, at temperature {TEMPERATURE} "
-        f"where nothing else is said. On {reports[1]['hardware']['name']}, training on the plays took {first:.0f} s and "
-        f"on the task {second:.0f} s."
+        f"where nothing else is said. On {reports[1]['hardware']['name']}, training on the plays took {first:.0f} s, "
+        f"and on the task {second:.0f} s."
     )
 
 
