@@ -3,6 +3,8 @@
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from transformers import TrainerCallback
@@ -10,6 +12,16 @@ from transformers import TrainerCallback
 
 class TrainingInterrupted(KeyboardInterrupt):
     """The training was stopped by Ctrl-C after a checkpoint; the message says where that is and how to go on."""
+
+
+@contextmanager
+def exit_130_if_interrupted() -> Iterator[None]:
+    """Ends a command that was interrupted as a shell expects it, with what there is to say about it."""
+    try:
+        yield
+    except TrainingInterrupted as interruption:
+        print(interruption, file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 class StopOnInterrupt(TrainerCallback):

@@ -1,6 +1,5 @@
 """One whole run: from a text and a preset to a folder with a trained model, its losses, a picture and a sample."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,7 +13,7 @@ from minigpt.training.checkpoints import find_checkpoint
 from minigpt.training.command_line import parse_train_command
 from minigpt.training.completion import Run, describe_text, run_to_the_end
 from minigpt.training.corpus import Corpus, load_text
-from minigpt.training.interruption import TrainingInterrupted
+from minigpt.training.interruption import exit_130_if_interrupted
 from minigpt.training.output_folder import check_folder, check_room, check_same_model, check_same_text, clear_folder
 from minigpt.training.preparation import build_arguments, check_push
 from minigpt.training.presets import MODEL_CLASSES, Preset, get_preset
@@ -36,19 +35,8 @@ def main_train(argv: Sequence[str] | None = None) -> None:
         FloatingPointError: The training has diverged.
     """
     command = parse_train_command(argv)
-    try:
-        train(
-            command.preset,
-            command.data,
-            device=command.device,
-            overwrite=command.overwrite,
-            vocabulary=Vocabulary(**command.vocabulary),
-            model=command.model,
-            training=command.training,
-        )
-    except TrainingInterrupted as interruption:
-        print(interruption, file=sys.stderr)
-        raise SystemExit(130) from None
+    with exit_130_if_interrupted():
+        train(**vars(command) | {"vocabulary": Vocabulary(**command.vocabulary)})
 
 
 def train(

@@ -1,6 +1,5 @@
 """One whole fine-tuning: from a trained model and new text, or conversations, to a folder like any finished run's."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -29,7 +28,7 @@ from minigpt.training.finetuning.plays_task import PLAYS_TRAINING
 from minigpt.training.finetuning.quantization import check_bits
 from minigpt.training.finetuning.vocabulary import extend_vocabulary as extend
 from minigpt.training.finetuning.vocabulary import lacking_characters, refuse_lacking
-from minigpt.training.interruption import TrainingInterrupted
+from minigpt.training.interruption import exit_130_if_interrupted
 from minigpt.training.output_folder import (
     check_folder,
     check_room,
@@ -70,22 +69,8 @@ def main_finetune(argv: Sequence[str] | None = None) -> None:
         FloatingPointError: The training has diverged.
     """
     command = parse_finetune_command(argv)
-    try:
-        finetune(
-            command.model,
-            command.data,
-            device=command.device,
-            overwrite=command.overwrite,
-            extend_vocabulary=command.extend_vocabulary,
-            block_size=command.block_size,
-            lora=command.lora,
-            load_in=command.load_in,
-            instruction=command.instruction,
-            training=command.training,
-        )
-    except TrainingInterrupted as interruption:
-        print(interruption, file=sys.stderr)
-        raise SystemExit(130) from None
+    with exit_130_if_interrupted():
+        finetune(**vars(command))
 
 
 def finetune(
