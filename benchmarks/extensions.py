@@ -98,9 +98,9 @@ How to use them: [fine-tuning](finetune.md) (1), [LoRA and QLoRA](lora.md) (2, 3
 
 Parts 1 to 3, and 4 but for the 24 layers, start from preset `seed`, trained on Tiny Shakespeare; 6 and 7 from preset
 `chat`, {width} wide and trained on the bundled plays for {talker} steps. What is learned then is the bundled plays, or
-conversations made from them. For these, TRL sets aside room for the logits of 32,768 tokens; it is in the peaks of 6 and
-7, though a vocabulary of 66 touches little of it. A model so small spends its time between products, not in them, and a
-processor without units for bfloat16 gains nothing from `--bf16`.
+conversations made from them. For these, TRL sets aside room for the logits of 32,768 tokens; it is in the peaks of 6
+and 7, though a vocabulary of 66 touches little of it. A model so small spends its time between products, not in them,
+and a processor without units for bfloat16 gains nothing from `--bf16`.
 
 ## What LoRA keeps
 
