@@ -21,11 +21,11 @@ from transformers import set_seed
 from benchmarks.side_by_side import markdown_table
 from minigpt.hub.trained import open_trained
 from minigpt.training.finetuning.chat_template import give_chat_template
+from minigpt.training.finetuning.instruction import ANSWER_TEMPERATURE
 from minigpt.training.finetuning.plays_task import Prompt, held_out_prompts
 
 BATCH = 64
 ROUNDS = 3
-TEMPERATURE = 0.6
 Answer = tuple[str, bool]  # what was said, and whether it ended by itself
 KINDS = {
     "speech": "`Speak as HAMLET.` and the like: a speech under that name",
@@ -62,13 +62,13 @@ def main(argv: list[str] | None = None) -> None:
     reports = [json.loads((folder / "run.json").read_text(encoding="utf-8")) for folder in (before, after)]
     first, second = (report["training"]["seconds"] for report in reports)
     print(
-        f"\nShares of answers in the asked form; each prompt is answered {ROUNDS} times, at temperature {TEMPERATURE} "
-        f"where nothing else is said. On {reports[1]['hardware']['name']}, training on the plays took {first:.0f} s, "
-        f"and on the task {second:.0f} s."
+        f"\nShares of answers in the asked form; each prompt is answered {ROUNDS} times, where nothing else is said at "
+        f"temperature {ANSWER_TEMPERATURE}, the tuned model's own. On {reports[1]['hardware']['name']}, training on "
+        f"the plays took {first:.0f} s, and on the task {second:.0f} s."
     )
 
 
-def ask(folder: Path, prompts: Sequence[Prompt], temperature: float = TEMPERATURE) -> list[list[Answer]]:
+def ask(folder: Path, prompts: Sequence[Prompt], temperature: float = ANSWER_TEMPERATURE) -> list[list[Answer]]:
     """Has a model answer each prompt `ROUNDS` times; gives the answers to each."""
     model, tokenizer = open_trained(folder)
     give_chat_template(tokenizer)

@@ -361,7 +361,11 @@ def _add_output(parser: argparse.ArgumentParser, default: str) -> None:
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max_new_tokens", type=_positive, default=500, metavar="N", help="how many (default: 500)")
     parser.add_argument(
-        "--temperature", type=float, default=1.0, metavar="T", help="below 1 bolder, 0 greedy (default: 1)"
+        "--temperature",
+        type=float,
+        default=None,
+        metavar="T",
+        help="below 1 bolder, 0 greedy (default: the model's own; 1 if it has none)",
     )
     parser.add_argument("--top_k", type=int, default=0, metavar="K", help="only from the K likeliest (default: 0, all)")
     parser.add_argument("--top_p", type=float, default=1.0, metavar="P", help="only from the likeliest that make up P")
@@ -370,15 +374,16 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
 
 
 def _check_sampling(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    if arguments.temperature < 0 or not 0 < arguments.top_p <= 1 or arguments.top_k < 0:
+    if (arguments.temperature or 0) < 0 or not 0 < arguments.top_p <= 1 or arguments.top_k < 0:
         parser.error("--temperature and --top_k must be at least 0, and --top_p above 0 and at most 1")
 
 
 def _sampling(arguments: argparse.Namespace) -> dict[str, Any]:
     """What was asked for, in the words of `generate()`."""
-    wishes: dict[str, Any] = {"max_new_tokens": arguments.max_new_tokens, "do_sample": arguments.temperature > 0}
+    wishes: dict[str, Any] = {"max_new_tokens": arguments.max_new_tokens, "do_sample": arguments.temperature != 0}
     if wishes["do_sample"]:
-        wishes |= {name: getattr(arguments, name) for name in ("temperature", "top_k", "top_p")}
+        wishes |= {"top_k": arguments.top_k, "top_p": arguments.top_p}
+        wishes |= {} if arguments.temperature is None else {"temperature": arguments.temperature}
     return wishes
 
 

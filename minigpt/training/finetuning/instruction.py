@@ -16,6 +16,8 @@ from minigpt.training.text_files import CorpusError
 
 # One conversation in so many is held back to validate on.
 _HELD_BACK = 10
+# Below 1, the likely is drawn more often than the model has it.
+ANSWER_TEMPERATURE = 0.6
 # Prompts to write samples from.
 _PROMPTS = 50
 
@@ -173,6 +175,16 @@ def _end_of_text(tokenizer: Any) -> int:
             "the tokenizer has no end of text, by which a model says that its answer is over; give it an eos_token."
         )
     return int(tokenizer.eos_token_id)
+
+
+def prefer_the_likely(model: Any) -> None:
+    """Gives a model that samples the temperature at which it answers, as chat models have it (Llama 3: 0.6).
+
+    From its whole distribution it would misspell a name now and then. A temperature of its own stays.
+    """
+    generation = model.generation_config
+    if generation.do_sample and generation.temperature in (None, 1.0):
+        generation.temperature = ANSWER_TEMPERATURE
 
 
 def _labelled_characters(row: dict[str, list[int]], tokenizer: Any) -> int:

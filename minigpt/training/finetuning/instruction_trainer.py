@@ -19,7 +19,7 @@ from minigpt.hub.trained import AskedWrongly
 from minigpt.training.arguments import MiniGPTTrainingArguments
 from minigpt.training.batches import IGNORED
 from minigpt.training.evaluation import Evaluation, sum_of_losses
-from minigpt.training.finetuning.instruction import InstructionData, learn_to_stop
+from minigpt.training.finetuning.instruction import InstructionData, learn_to_stop, prefer_the_likely
 from minigpt.training.sample import write_answer
 from minigpt.training.trainer import MiniGPTTrainer
 
@@ -44,7 +44,8 @@ class InstructionTrainer(MiniGPTTrainer, SFTTrainer):
 
     The loss is TRL's, over the labelled tokens of all rows of a step, however they are cut into batches. Estimates are
     means over the labelled tokens of always the same rows, and samples are answers to held-back prompts. The model is
-    let end its text (`learn_to_stop`), in its checkpoints already.
+    let end its text (`learn_to_stop`) and answers at a lower temperature (`prefer_the_likely`), in its checkpoints
+    already.
 
     Args:
         model: A causal language model, or one with an adapter.
@@ -70,6 +71,7 @@ class InstructionTrainer(MiniGPTTrainer, SFTTrainer):
         if is_peft_model(model):
             _refuse_adapter_on_head(model)
         learn_to_stop(model, processing_class)
+        prefer_the_likely(model)
         self.data = data
         self.block_size = data.block_size
         base = model.get_base_model() if is_peft_model(model) else model

@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from minigpt.hub.trained import AskedWrongly
 from minigpt.modeling_minigpt.configuration_minigpt import MiniGPTConfig
@@ -12,7 +12,12 @@ from minigpt.modeling_minigpt.modeling_minigpt import MiniGPTForCausalLM
 from minigpt.tokenization.subword import train_bpe
 from minigpt.tokenization.tokenization_minigpt import MiniGPTTokenizer
 from minigpt.training.batches import IGNORED
-from minigpt.training.finetuning.instruction import InstructionSettings, learn_to_stop, prepare_instruction
+from minigpt.training.finetuning.instruction import (
+    InstructionSettings,
+    learn_to_stop,
+    prefer_the_likely,
+    prepare_instruction,
+)
 from minigpt.training.text_files import CorpusError
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ.,:;'!?\n"
@@ -117,6 +122,24 @@ def test_a_model_is_let_end_and_still_kept_from_writing_what_no_text_has() -> No
     learn_to_stop(model, tokenizer)
     assert set(model.generation_config.suppress_tokens) == {tokenizer.unk_token_id, tokenizer.pad_token_id}
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize(
+    ("settings", "answers_at"),
+    [
+        ({"do_sample": True}, 0.6),
+        ({"do_sample": True, "temperature": 1.0}, 0.6),
+        ({"do_sample": True, "temperature": 0.9}, 0.9),
+        ({"do_sample": False}, None),
+    ],
+)
+def test_a_model_that_samples_answers_at_a_lower_temperature_unless_it_has_its_own(
+    settings: dict[str, object], answers_at: float | None
+) -> None:
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=9, n_embd=8, n_layer=1, n_head=1))
+    model.generation_config = GenerationConfig(**settings)
+    prefer_the_likely(model)
+    assert model.generation_config.temperature == answers_at
 
 
 def test_the_ends_that_a_model_knows_stay_ends() -> None:
