@@ -35,7 +35,7 @@ def test_every_command_and_every_block_of_code_runs(folder: Path, monkeypatch: p
     monkeypatch.chdir(folder)
     for name, *arguments in commands():
         assert name == "minigpt"
-        few = FEW_STEPS if arguments[0] == "train" else []
+        few = FEW_STEPS if arguments[0] in ("train", "finetune") else []
         assert main([*arguments, *few]) == 0, arguments
     namespace: dict[str, object] = {}
     for code in blocks("python"):
