@@ -137,17 +137,24 @@ def _frame(axes: Axes) -> None:
 
 def _write_title(figure: Figure, report: dict[str, Any]) -> None:
     model, training, validation = report["model"], report["training"], report["losses"]["validation"]
-    size = f"{model['parameters'] / 1e6:.3g} M" if model["parameters"] >= 1e5 else f"{model['parameters']:,}"
+    in_millions = model["parameters"] >= 1e5
+    trained = f"{_counted(model['parameters'], in_millions=in_millions)} parameters"
+    if adapter := report.get("adapter"):
+        trained = f"LoRA, {_counted(adapter['trainable'], in_millions=in_millions)} of {trained} trained"
     step = f"at step {model['step']:,}, " if model["chosen_on_validation"] else ""
     for x, y, words, style in (
         (LEFT, 0.935, f"{_origin(report)} on {report['data']['name']}", TITLE),
-        (LEFT, 0.87, f"{size} parameters, {training['steps']:,} steps in {_duration(training['seconds'])}", CAPTION),
+        (LEFT, 0.87, f"{trained}, {training['steps']:,} steps in {_duration(training['seconds'])}", CAPTION),
         (LEFT, 0.785, "loss", CAPTION),
         (RIGHT, 0.935, f"{validation['loss']:.3f}", TITLE | {"color": COLOURS["validation"]}),
         (RIGHT, 0.87, f"nats a token {step}over the whole validation split", CAPTION),
     ):
         side = "left" if x == LEFT else "right"
         figure.text(x, y, words, horizontalalignment=side, verticalalignment="center", **style)
+
+
+def _counted(number: int, *, in_millions: bool) -> str:
+    return f"{number / 1e6:.3g} M" if in_millions else f"{number:,}"
 
 
 def _origin(report: dict[str, Any]) -> str:

@@ -35,6 +35,7 @@ RUNS = {
     "one estimate": report(curve((4.2, 4.2))),
     "diverged": report(curve((4.2, 4.2), (3.0, 3.1), (math.nan, math.inf), (math.nan, math.nan))),
     "no estimates": report([]),
+    "adapter": report(falling) | {"adapter": {"trainable": 1_033_000}},
     "many steps": report([{"step": 5_000_000 * i, "train": 3 - i, "validation": 3.1 - i} for i in range(3)]),
 }
 
@@ -83,3 +84,10 @@ def test_first_fall_that_is_cut_off_is_told():
     figure = loss_figure(report(curve((4.2, 4.25), *[(2.5 - 0.1 * i, 2.6 - 0.1 * i) for i in range(8)])))
     assert figure.axes[0].get_ylim()[1] < 3
     assert "from 4.25" in [text.get_text() for text in figure.axes[0].texts]
+
+
+def test_an_adapter_is_not_shown_as_if_all_the_model_had_been_trained():
+    said = [text.get_text() for text in loss_figure(RUNS["adapter"]).texts]
+    assert "LoRA, 1.03 M of 10.7 M parameters trained, 5,000 steps in 1 h 23 min" in said
+    whole = [text.get_text() for text in loss_figure(RUNS["falling"]).texts]
+    assert "10.7 M parameters, 5,000 steps in 1 h 23 min" in whole
