@@ -53,7 +53,7 @@ def generate(argv: Sequence[str]) -> None:
     parser = _parser(
         "generate", "Write text with a trained model.", 'minigpt generate runs/seed --prompt "ROMEO:" --stream'
     )
-    parser.add_argument("model", metavar="MODEL", help="a folder that `minigpt train` wrote, or a Hub id")
+    parser.add_argument("model", metavar="MODEL", help="the folder of a model or of an adapter, or a Hub id")
     parser.add_argument("--prompt", default="", help="the text to go on from (default: a new line)")
     parser.add_argument("--stream", action="store_true", help="show the text while it is made")
     _add_sampling(parser)
@@ -72,9 +72,8 @@ def _generate(arguments: argparse.Namespace) -> None:
 
     model, tokenizer = open_trained(arguments.model, arguments.device)
     input_ids = encode_prompt(tokenizer, arguments.prompt).to(model.device)  # (1, seq)
-    block_size = model.config.max_position_embeddings
-    crops = not getattr(model.config, "rolls_past_block", True)
-    if crops and (length := input_ids.shape[1]) > block_size:
+    crops = not getattr(model.config, "rolls_past_block", True)  # which is a MiniGPT's alone
+    if crops and (length := input_ids.shape[1]) > (block_size := model.config.max_position_embeddings):
         print(f"The prompt has {length} tokens: the model goes on from the last {block_size}.", file=sys.stderr)
     if arguments.seed is not None:
         set_seed(arguments.seed)
@@ -93,7 +92,7 @@ def _generate(arguments: argparse.Namespace) -> None:
 def chat(argv: Sequence[str]) -> None:
     """Talks with a trained model."""
     parser = _parser("chat", "Talk with a trained model.", "minigpt chat runs/seed")
-    parser.add_argument("model", metavar="MODEL", help="a folder that `minigpt train` wrote, or a Hub id")
+    parser.add_argument("model", metavar="MODEL", help="the folder of a model or of an adapter, or a Hub id")
     parser.add_argument("--system", default=None, metavar="TEXT", help="what the model is told before you speak")
     _add_sampling(parser)
     arguments = parser.parse_args(argv)
@@ -113,7 +112,7 @@ def chat(argv: Sequence[str]) -> None:
 def evaluate(argv: Sequence[str]) -> None:
     """Measures a model on a text."""
     parser = _parser("eval", "Measure a model on a text.", "minigpt eval runs/seed --data my.txt")
-    parser.add_argument("model", metavar="MODEL", help="a folder that `minigpt train` wrote, or a Hub id")
+    parser.add_argument("model", metavar="MODEL", help="the folder of a model or of an adapter, or a Hub id")
     parser.add_argument("--data", nargs="+", default=None, metavar="TEXT", help="as for minigpt train")
     parser.add_argument(
         "--split",
@@ -128,7 +127,7 @@ def evaluate(argv: Sequence[str]) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from minigpt.hub.trained import open_trained
+    from minigpt.hub.trained import default_block_size, open_trained
     from minigpt.training.corpus import load_text
     from minigpt.training.evaluation import validation_loss
     from minigpt.training.stream import TokenStream
@@ -142,7 +141,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     evaluation = validation_loss(
         model,
         TokenStream(split),
-        model.config.max_position_embeddings,
+        default_block_size(model),
         characters_per_token=characters_per_token(corpus, split),
     )
     print(
@@ -232,7 +231,7 @@ def export(argv: Sequence[str]) -> None:
     """Writes a model in another format."""
     formats = ("torch", "onnx", "gpt2", "llama", "qwen3", "nanochat", "gguf", "merged")
     parser = _parser("export", "Write a model in another format.", "minigpt export runs/seed --to onnx")
-    parser.add_argument("model", metavar="MODEL", help="a folder that `minigpt train` wrote, or a Hub id")
+    parser.add_argument("model", metavar="MODEL", help="the folder of a model or of an adapter, or a Hub id")
     parser.add_argument("--to", required=True, choices=formats, metavar="FORMAT", help=", ".join(formats))
     _add_output(parser, "MODEL-FORMAT")
     arguments = parser.parse_args(argv)

@@ -14,7 +14,6 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -23,7 +22,7 @@ from transformers import (
 from transformers.utils import find_adapter_config_file
 
 from minigpt.hub.extras import require_extra
-from minigpt.hub.trained import AskedWrongly, hub_has
+from minigpt.hub.trained import AskedWrongly, hub_has, load_tokenizer
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -88,6 +87,11 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     return dict(config)
 
 
+def holds_whole_model(folder: Path) -> bool:
+    """Whether a folder holds a model that opens without any other, be there an adapter beside it or not."""
+    return (folder / "config.json").is_file() and bool(_weight_files(path.name for path in folder.iterdir()))
+
+
 def base_of(folder: Path) -> Base:
     """The model that the adapter in a folder is for.
 
@@ -95,8 +99,8 @@ def base_of(folder: Path) -> Base:
         AskedWrongly: Its `adapter_config.json` cannot be read, or names none.
     """
     config = read_adapter_config(folder)
-    if (folder / "config.json").is_file() and _weight_files(path.name for path in folder.iterdir()):
-        return Base(str(folder))  # some tools save the whole model beside it, and transformers then takes that one
+    if holds_whole_model(folder):
+        return Base(str(folder))  # some tools save it beside the adapter, and transformers then takes that one
     return Base(config["base_model_name_or_path"], config.get("revision"))
 
 
@@ -217,7 +221,7 @@ def open_adapter(
     place = _find_base(base, folder, source)
     check_base(folder, place, base.revision, source=source, called=base.name)
     model = _load_base(place, base, source)
-    tokenizer = AutoTokenizer.from_pretrained(
+    tokenizer = load_tokenizer(
         folder if (folder / "tokenizer_config.json").is_file() else place, revision=base.revision or "main"
     )
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:

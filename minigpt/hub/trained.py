@@ -12,6 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 import minigpt
 
+# What a model of somebody else's that takes long texts, or texts of any length, is shown at a time.
+_LONG = 1024
+
 
 class AskedWrongly(ValueError):
     """What was asked for cannot be done, however often it is tried: the command line exits with status 2."""
@@ -63,6 +66,8 @@ def open_trained(
     """
     if not str(source):
         raise AskedWrongly("the model's name is empty; name a folder or a Hub id.")
+    if Path(source).is_file():
+        raise AskedWrongly(f"{source} is a file; name the model's folder.")
     target = find_device(device)
     minigpt.register()
     from minigpt.hub.adapters import is_adapter, open_adapter  # which needs what is defined here
@@ -92,7 +97,7 @@ def _open_whole(
             adapter_kwargs={"local_files_only": local_files_only},
             **loading,
         )
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local_files_only)
+        tokenizer = load_tokenizer(source, local_files_only=local_files_only)
     except (OSError, SafetensorError, json.JSONDecodeError, HFValidationError) as error:
         if is_folder:
             reason = " ".join(str(error).split())
@@ -102,6 +107,43 @@ def _open_whole(
             "check the name, or train one with `minigpt train`."
         ) from error
     return model, tokenizer
+
+
+def load_tokenizer(source: str | Path, **loading: Any) -> PreTrainedTokenizerBase:
+    """Loads a tokenizer that can be saved again without a trace of how it was loaded.
+
+    Args:
+        source: A folder, or a Hub repository's id.
+        **loading: Arguments of `AutoTokenizer.from_pretrained`.
+
+    Raises:
+        AskedWrongly: There is none, in whose place transformers would invent one that knows no text.
+        OSError: It cannot be read.
+    """
+    none = f"{source} holds no tokenizer; save it there with tokenizer.save_pretrained."
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **loading)
+    except ValueError as error:
+        if "instantiate the backend tokenizer" in str(error):  # what it says of a model type that it cannot invent for
+            raise AskedWrongly(none) from error
+        raise
+    for name in ("local_files_only", "is_local"):
+        tokenizer.init_kwargs.pop(name, None)
+    if not set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids):
+        raise AskedWrongly(none)
+    return tokenizer
+
+
+def default_block_size(model: PreTrainedModel) -> int:
+    """How many tokens a model is shown at a time where nobody says.
+
+    Returns:
+        All that a MiniGPT or a bigram takes. Of another model what it takes up to 1,024, also where it names no limit.
+    """
+    longest: int | None = getattr(model.config, "max_position_embeddings", None)
+    if longest is not None and model.config.model_type in ("minigpt", "minigpt_bigram"):
+        return longest
+    return min(longest or _LONG, _LONG)
 
 
 def hub_has(repository: str) -> bool:

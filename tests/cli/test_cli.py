@@ -71,6 +71,15 @@ def test_every_command_shows_an_example(command: str, capsys: pytest.CaptureFixt
     assert f"minigpt {command} " in capsys.readouterr().out.partition("example")[2]
 
 
+@pytest.mark.parametrize("command", ["generate", "chat", "eval", "export"])
+def test_a_model_may_be_an_adapter_and_need_not_be_of_our_training(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "MODEL the folder of a model or of an adapter, or a Hub id" in said
+
+
 @pytest.mark.parametrize(
     "argv", [[], ["trian"], ["generate"], ["generate", "x", "--top_p", "2"], ["eval", "x", "--no"]]
 )
