@@ -16,7 +16,7 @@ from minigpt.hub.publishing.card import CARD, model_card
 from minigpt.hub.publishing.ongoing import open_repository, push_checkpoint
 from minigpt.hub.publishing.publish import Push, push_folder
 from minigpt.hub.publishing.refusals import PushFailed, find_token
-from minigpt.hub.publishing.saved_folder import ADAPTER, is_hub_id
+from minigpt.hub.publishing.saved_folder import ADAPTER, is_on_this_machine
 from minigpt.hub.trained import AskedWrongly
 from minigpt.training.progress import no_progress_bars
 from minigpt.training.staging import StagedTrainer
@@ -230,7 +230,7 @@ def check_base_is_published(base: str | None) -> None:
     Raises:
         AskedWrongly: That.
     """
-    if not base or Path(base).is_dir() or not is_hub_id(base):
+    if not base or is_on_this_machine(base):
         raise AskedWrongly(
             f"the adapter is for {base or 'a model without a name'}, which is on this machine alone; push that first "
             f"(`minigpt push {base or 'FOLDER'} OWNER/NAME`), then train the adapter on OWNER/NAME."

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
-from tokenizers import ByteLevelBPETokenizer
+from tokenizers import AddedToken, ByteLevelBPETokenizer
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from minigpt import (
@@ -25,6 +25,7 @@ from minigpt import (
 )
 from minigpt.hub.publishing.card import is_generated, model_card
 from minigpt.hub.publishing.known_texts import KNOWN_TEXTS
+from minigpt.hub.publishing.saved_folder import read_saved_folder
 from minigpt.hub.trained import AskedWrongly
 from minigpt.training.corpus import PLAYS
 from minigpt.training.tiny_shakespeare import SHA256
@@ -307,6 +308,55 @@ def test_subwords_are_not_called_characters(tmp_path: Path) -> None:
     assert "a context of 8 tokens" in card.text
     assert "character" not in card.text
     assert "character-level" not in card.data.tags
+
+
+def test_characters_added_to_a_vocabulary_are_counted(tmp_path: Path) -> None:
+    tokenizer = MiniGPTTokenizer.from_text(TEXT)
+    known = len(set(TEXT))
+    tokenizer.add_tokens([AddedToken("é", normalized=False), AddedToken("ß", normalized=False)])
+    tokenizer.save_pretrained(tmp_path)
+    MiniGPTForCausalLM(MiniGPTConfig(vocab_size=len(tokenizer), **TINY)).save_pretrained(tmp_path)
+    assert f"It knows {known + 2} characters and no other" in model_card(tmp_path).text
+
+
+def test_the_context_of_a_stock_model_is_a_limit(tmp_path: Path) -> None:
+    GPT2LMHeadModel(GPT2Config(vocab_size=10, n_embd=8, n_layer=1, n_head=1, n_positions=48)).save_pretrained(tmp_path)
+    assert "It sees at most 48 tokens at a time." in model_card(tmp_path).text
+
+
+def test_a_loss_measured_above_quantised_weights_is_called_that(run: Path) -> None:
+    assert "weights in" not in model_card(run).text
+    base = {"name": "me/base", "revision": "abc", "sha256": "0" * 64, "vocabulary_added": 0, "load_in_bits": 4}
+    assert "The loss was measured above weights in 4 bits" in changed(run, base=base).text
+
+
+ORIGINS = {
+    "gpt2 of the Hub": ("gpt2", "abc", "gpt2"),
+    "with an owner": ("me/base", "abc", "me/base"),
+    "a folder": ("/home/me/base", None, None),
+    "a folder, published": ("base", None, None),
+}
+
+
+@pytest.mark.parametrize("origin", ORIGINS)
+def test_a_base_is_on_the_hub_if_the_run_had_it_from_there(origin: str, run: Path) -> None:
+    name, revision, on_the_hub = ORIGINS[origin]
+    card = changed(run, base={"name": name, "revision": revision, "sha256": "0" * 64, "load_in_bits": None})
+    assert card.data.base_model == on_the_hub
+
+
+def test_a_whole_model_beside_an_adapter_is_one_whatever_its_weights_are_called(tmp_path: Path) -> None:
+    adapter = {"base_model_name_or_path": "gpt2", "peft_type": "LORA", "task_type": "CAUSAL_LM"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(adapter), encoding="utf-8")
+    (tmp_path / "model-notes.safetensors").write_bytes(b"no weights of a model")
+    assert read_saved_folder(tmp_path).published_type == "adapter"
+    assert read_saved_folder(tmp_path).base_on_the_hub == "gpt2"
+    MiniGPTForCausalLM(MiniGPTConfig(**TINY)).save_pretrained(tmp_path / "whole")
+    (tmp_path / "config.json").write_bytes((tmp_path / "whole" / "config.json").read_bytes())
+    assert read_saved_folder(tmp_path).published_type == "adapter"
+    (tmp_path / "pytorch_model.bin").write_bytes(b"a whole model's")
+    (tmp_path / "model-notes.safetensors").unlink()
+    assert read_saved_folder(tmp_path).published_type == "minigpt"
 
 
 def test_a_stock_model_needs_no_code_of_ours(tmp_path: Path) -> None:

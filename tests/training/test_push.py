@@ -598,6 +598,12 @@ def test_an_adapter_whose_base_is_on_this_machine_alone_is_not_trained_in_vain(
     assert ("models", POET) not in hub.repositories
 
 
+def test_the_oldest_models_of_the_hub_have_no_owner_and_are_no_folders(tmp_path: Path) -> None:
+    publishing.check_base_is_published("gpt2")
+    with pytest.raises(AskedWrongly, match="on this machine alone"):
+        publishing.check_base_is_published(str(tmp_path))
+
+
 @pytest.mark.extra("lora")
 def test_an_adapter_is_not_trained_to_be_pushed_over_a_whole_model(
     hub: "Hub", pushing: Any, build_adapted: Any

@@ -72,6 +72,8 @@ def _summary(saved: SavedFolder) -> str:
         return f"{what}{task} Trained on {text} with `minigpt train`, from the preset {code(saved.run['preset'])}."
     how = "Taught to answer by the conversations of" if saved.is_instructed else "Fine-tuned on"
     began = "" if saved.adapter is not None else f", beginning with {_base(saved)}"
+    if ((saved.run or {}).get("adapter") or {}).get("merged"):
+        began += ", by a LoRA adapter that has been merged into its weights"
     return f"{what}{task} {how} {text} with `minigpt finetune`{began}."
 
 
@@ -304,6 +306,8 @@ def _results(run: dict[str, Any], saved: SavedFolder) -> list[str]:
         )
     else:
         how += f" The model is the one after the last step, {model['step']:,}, whatever its estimates on the way."
+    if bits := (run.get("base") or {}).get("load_in_bits"):
+        how += f" The loss was measured above weights in {bits} bits; above the whole ones it differs a little."
     paragraphs = [table(("", ""), rows, numbers=True), how]
     if best:
         paragraphs.append(
@@ -355,7 +359,7 @@ def _limits(saved: SavedFolder) -> list[str]:
     limits = []
     if saved.model_type == "minigpt_bigram":
         limits.append("It looks one token back and no further: nothing longer than a pair of tokens can be learned.")
-    elif block_size := config.get("max_position_embeddings"):
+    elif block_size := config.get("max_position_embeddings") or config.get("n_positions"):  # GPT-2's word
         limits.append(f"It sees at most {block_size:,} {saved.unit} at a time. {_past_the_block(saved)}".rstrip())
     if vocabulary and vocabulary.characters is not None:
         limits.append(

@@ -8,7 +8,15 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from minigpt.hub.adapters import CONFIG, WEIGHTS, Base, base_of, config_of_base, read_adapter_config
+from minigpt.hub.adapters import (
+    CONFIG,
+    WEIGHTS,
+    Base,
+    base_of,
+    config_of_base,
+    holds_whole_model,
+    read_adapter_config,
+)
 from minigpt.hub.publishing.known_texts import KNOWN_TEXTS, KnownText
 from minigpt.hub.trained import AskedWrongly
 
@@ -91,7 +99,12 @@ class SavedFolder:
     def base_on_the_hub(self) -> str | None:
         """The id on the Hub of what it was fine-tuned from, or None if that is a folder."""
         base = self.base
-        return base.name if base and is_hub_id(base.name) and not base.is_folder else None
+        if base is None or is_on_this_machine(base.name):
+            return None
+        # A published run keeps only the last name of a folder, which then looks like an id from before there were
+        # owners: of what came from the Hub, the commit is recorded too.
+        is_told = self.adapter is not None or base.revision is not None or is_hub_id(base.name)
+        return base.name if is_told else None
 
     @property
     def is_instructed(self) -> bool:
@@ -155,6 +168,15 @@ def is_hub_id(name: str) -> bool:
     return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, re.ASCII) is not None
 
 
+def is_on_this_machine(base: str) -> bool:
+    """Whether what an adapter or a run calls its base is a folder: one is recorded as a whole path, an id never is.
+
+    The Hub's oldest models have ids without an owner: `gpt2`.
+    """
+    is_id = re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", base, re.ASCII) is not None
+    return not is_id or Path(base).is_dir()
+
+
 def read_saved_folder(path: Path, base: Base | None = None) -> SavedFolder:
     """Reads what is known of the model or the adapter in a folder.
 
@@ -166,7 +188,7 @@ def read_saved_folder(path: Path, base: Base | None = None) -> SavedFolder:
         AskedWrongly: The folder holds neither, or one of its JSON or weight files cannot be read.
     """
     run, config, adapter = _read_json(path / "run.json"), _read_json(path / "config.json"), None
-    if (path / CONFIG).is_file() and not any(path.glob("model*.safetensors")):
+    if (path / CONFIG).is_file() and not holds_whole_model(path):
         adapter = read_adapter_config(path)
         config = (run or {}).get("model", {}).get("config") or config_of_base(base_of(path))
     if config is None:
@@ -210,11 +232,13 @@ def _read_vocabulary(path: Path) -> Vocabulary | None:
     tokenizer = _read_json(path / "tokenizer.json")
     if tokenizer is None:
         return None
-    special = {token["content"] for token in tokenizer.get("added_tokens", ()) if token.get("special")}
+    added = tokenizer.get("added_tokens", ())
+    special = {token["content"] for token in added if token.get("special")}
     model = tokenizer.get("model", {})
     vocab = model.get("vocab", {})
     # Unigram models list their pieces with scores.
     tokens = vocab if isinstance(vocab, dict) else {piece: place for place, (piece, *_) in enumerate(vocab)}
+    tokens = tokens | {token["content"]: token["id"] for token in added}
     ordinary = sorted(tokens.keys() - special, key=lambda token: tokens[token])
     kind = None
     if (path / "tokenizer.model").is_file():
