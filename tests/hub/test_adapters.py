@@ -293,6 +293,19 @@ def test_another_format_holds_the_merged_model(tmp_path: Path) -> None:
     torch.testing.assert_close(logits_of(stock), expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.extra("lora")
+def test_the_model_that_an_adapter_is_for_is_never_replaced(
+    base: Path, adapter: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = (base / "model.safetensors").read_bytes()
+    for to in ("merged", "gpt2"):
+        assert main(["export", str(adapter), "--to", to, "--output", str(base), "--overwrite"]) == 2
+        assert capsys.readouterr().err.endswith(
+            f"minigpt: {base} holds the model that {adapter} is an adapter for; name another --output.\n"
+        )
+    assert (base / "model.safetensors").read_bytes() == weights
+
+
 def test_what_is_no_adapter_is_not_merged(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", str(base), "--to", "merged"]) == 2
     assert (

@@ -144,6 +144,27 @@ def test_the_card_of_an_adapter_names_its_base_and_its_results(hub: "Hub", base:
     assert "Fine-tuned on `my.txt` with `minigpt finetune`." in card.text
     assert "| `lora_alpha` | `16" in card.text
     assert "[More Information Needed]" not in card.text
+    assert run["model"]["class"] == "MiniGPTForCausalLM"
+
+
+@pytest.mark.extra("lora")
+def test_the_card_of_a_merged_adapter_says_what_it_was_trained_on(
+    hub: "Hub", base: str, runs: Path, adapter: Path, tmp_path: Path
+) -> None:
+    assert main(["export", str(adapter), "--to", "merged"]) == 0
+    local = model_card(tmp_path / "adapter-merged")
+    assert "beginning with `base`, by a LoRA adapter that has been merged into its weights." in local.text
+    assert main(["push", str(adapter), "tester/adapter", "--base", base]) == 0
+    assert main(["export", "tester/adapter", "--to", "merged", "--output", str(tmp_path / "merged")]) == 0
+    assert main(["push", str(tmp_path / "merged"), TUNED]) == 0
+    card, run = ModelCard.load(TUNED), json.loads((adapter / "run.json").read_text(encoding="utf-8"))
+    size = sum(weight.numel() for weight in load_file(runs / "base" / "model.safetensors").values())
+    assert f"GPT with {size:,} parameters" in card.text
+    assert f"Fine-tuned on `my.txt` with `minigpt finetune`, beginning with [{base}]" in card.text
+    assert "by a LoRA adapter that has been merged into its weights." in card.text
+    assert (card.data.base_model, card.data.base_model_relation) == (base, "finetune")
+    assert card.data.library_name == "transformers"
+    assert card.data.eval_results[0].metric_value == pytest.approx(run["losses"]["validation"]["loss"], abs=1e-6)
 
 
 @pytest.mark.extra("lora")

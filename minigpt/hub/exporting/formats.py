@@ -1,10 +1,12 @@
 """A model in another format: what `minigpt export` does."""
 
+import json
 from pathlib import Path
 
+from huggingface_hub import try_to_load_from_cache
 from transformers import PreTrainedModel
 
-from minigpt.hub.adapters import is_adapter
+from minigpt.hub.adapters import CONFIG, base_of, is_adapter
 from minigpt.hub.extras import require_extra
 from minigpt.hub.folders import check_output, staged_folder
 from minigpt.hub.loading_bars import no_progress_bars
@@ -59,6 +61,7 @@ def export_model(source: str | Path, to: str, output: str | Path | None = None, 
             with no_progress_bars():
                 model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
+            _carry_run_over(source, folder)
         elif to == "gguf":
             from minigpt.hub.exporting.gguf_file import export_gguf
 
@@ -87,3 +90,23 @@ def _refuse_to_replace(source: str | Path, output: Path) -> None:
     model = Path(source).resolve()
     if Path(source).is_dir() and output.resolve() in (model, *model.parents):
         raise AskedWrongly(f"{output} holds the model itself; name another --output.")
+    if (Path(source) / CONFIG).is_file():
+        base = base_of(Path(source))
+        whole = Path(base.name).resolve()
+        if base.is_folder and output.resolve() in (whole, *whole.parents):
+            raise AskedWrongly(f"{output} holds the model that {source} is an adapter for; name another --output.")
+
+
+def _carry_run_over(adapter: str | Path, folder: Path) -> None:
+    """Leaves what is known of an adapter's run beside the plain model that has been made of it."""
+    file = Path(adapter) / "run.json"
+    if not Path(adapter).is_dir():
+        cached = try_to_load_from_cache(str(adapter), "run.json")  # where opening the adapter has put it
+        file = Path(cached) if isinstance(cached, str) else file
+    if not file.is_file():
+        return
+    run = json.loads(file.read_text(encoding="utf-8"))
+    if described := run.get("adapter"):
+        described["merged"] = True
+        run["model"]["parameters"] -= described["trainable"]
+    (folder / "run.json").write_text(json.dumps(run, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
