@@ -115,13 +115,18 @@ def describe_run(
         libraries: Packages that had a part in it, beside those that have in every run.
     """
     arguments = args.to_dict()
+    config = json.loads(model.config.to_json_string(use_diff=True))
+    if (origin.get("base") or {}).get("load_in_bits"):
+        config.pop("quantization_config", None)  # the adapter is for the weights as they are saved
+    # PEFT's own class says nothing of the model.
+    whole: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
     return origin | {
         "model": {
-            "class": type(model).__name__,
+            "class": type(whole).__name__,
             "parameters": model.num_parameters(),
             "step": model_step,
             "chosen_on_validation": chosen_on_validation,
-            "config": json.loads(model.config.to_json_string(use_diff=True)),
+            "config": config,
         },
         "data": data,
         "training": {name: arguments[name] for name in _TRAINING}

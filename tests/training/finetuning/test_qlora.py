@@ -133,6 +133,7 @@ def test_the_adapter_opens_above_whole_weights(bits, base, adapted, text):
     run = adapted(bits)
     report = json.loads((run.folder / "run.json").read_text(encoding="utf-8"))
     assert report["base"]["load_in_bits"] == bits
+    assert "quantization_config" not in report["model"]["config"]
     model, tokenizer = open_trained(run.folder, "cpu")
     assert not getattr(model, "is_quantized", False)
     assert not list(run.folder.glob("model*"))
