@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 UNFINISHED = "_unfinished"
 # The hash of the text that a checkpoint was trained on.
 TEXT_HASH = "text.sha256"
+# What else a run that goes on must have in common with the one that stopped.
+SETTINGS = "settings.json"
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 # What FSDP and DeepSpeed keep their weights and optimizers in, in place of single files.

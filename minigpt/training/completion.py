@@ -100,6 +100,7 @@ def run_to_the_end(
         args,
         steps=state.global_step,
         tokens=trainer.tokens_seen(),
+        block_size=trainer.block_size,
         seconds=next(entry["train_runtime"] for entry in reversed(state.log_history) if "train_runtime" in entry),
         validation=validation,
         model_step=model_step,

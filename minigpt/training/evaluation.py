@@ -125,7 +125,7 @@ def sum_of_losses(model: nn.Module, batches: Iterator[dict[str, Tensor]]) -> tup
     """
     nats, targets = 0.0, 0
     device = _device(model)
-    with _evaluating(model):
+    with evaluating(model):
         for batch in batches:
             labels = batch["labels"].to(device)  # (batch, seq)
             logits = model(input_ids=batch["input_ids"].to(device), use_cache=False).logits  # (batch, seq, vocab)
@@ -138,7 +138,8 @@ def sum_of_losses(model: nn.Module, batches: Iterator[dict[str, Tensor]]) -> tup
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Puts a model in evaluation mode, and afterwards in the mode it was in."""
     was_training = model.training
     model.eval()
     try:

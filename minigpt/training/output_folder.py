@@ -3,6 +3,7 @@
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from transformers import PreTrainedConfig
 from minigpt.hub.adapters import BASE_HASH
 from minigpt.hub.publishing.card import CARD, is_generated
 from minigpt.modeling_minigpt import configuration_minigpt
-from minigpt.training.checkpoints import TEXT_HASH, UNFINISHED, all_checkpoints
+from minigpt.training.checkpoints import SETTINGS, TEXT_HASH, UNFINISHED, all_checkpoints
 
 # What a run writes beside its checkpoints, and so what `--overwrite` may delete.
 _WRITTEN = (
@@ -31,6 +32,8 @@ _WRITTEN = (
     "loss.png",
     "sample.txt",
 )
+# Weights of another model than a run's, which would be taken for this one's.
+_SHARDS = ("model-*-of-*.safetensors", "model.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.json")
 _BYTES_A_PARAMETER = 4
 _ADAM_STATES = 2
 
@@ -87,7 +90,8 @@ def clear_folder(folder: Path) -> None:
     for checkpoint in (*all_checkpoints(folder), folder / UNFINISHED):
         shutil.rmtree(checkpoint, ignore_errors=True)
     copied_code = [file.name for file in Path(configuration_minigpt.__file__).parent.glob("[!_]*_*.py")]
-    for name in (*_WRITTEN, *copied_code):
+    shards = [file.name for pattern in _SHARDS for file in folder.glob(pattern)]
+    for name in (*_WRITTEN, *shards, *copied_code):
         (folder / name).unlink(missing_ok=True)
     card = folder / CARD
     if card.is_file() and is_generated(card.read_text(encoding="utf-8", errors="replace")):
@@ -120,6 +124,22 @@ def check_same_base(checkpoint: Path, sha256: str) -> None:
             f"{checkpoint} began with another base (its weights have the hash {began_with[:12]}..., and this one's "
             f"{sha256[:12]}...); go on with the base that it began with, or train anew with --overwrite."
         )
+
+
+def check_same_settings(checkpoint: Path, settings: Mapping[str, Any]) -> None:
+    """Refuses to go on with other settings of ours, which neither the arguments nor the model tell.
+
+    Raises:
+        RunError: One of them differs. A checkpoint that keeps none is taken.
+    """
+    file = checkpoint / SETTINGS
+    began_with = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else settings
+    for name, value in settings.items():
+        if began_with.get(name) != value:
+            raise RunError(
+                f"{checkpoint} has {name} {began_with.get(name)} and this run {value}; give the options of the run "
+                "that is to go on."
+            )
 
 
 def check_same_model(checkpoint: Path, config: PreTrainedConfig, tokenizer: Any) -> None:
@@ -156,12 +176,18 @@ def check_same_vocabulary(checkpoint: Path, tokenizer: Any) -> None:
     """
     file = checkpoint / "tokenizer.json"
     if file.is_file() and hasattr(tokenizer, "backend_tokenizer"):
-        vocabulary = json.loads(file.read_text(encoding="utf-8"))["model"]["vocab"]
-        if vocabulary != json.loads(tokenizer.backend_tokenizer.to_str())["model"]["vocab"]:
+        saved, ours = (
+            json.loads(text) for text in (file.read_text(encoding="utf-8"), tokenizer.backend_tokenizer.to_str())
+        )
+        if saved["model"]["vocab"] != ours["model"]["vocab"] or _added(saved) != _added(ours):
             raise RunError(
                 f"{checkpoint} has another vocabulary than this run; go on with the text and the kind of tokenizer "
                 "that it began with."
             )
+
+
+def _added(vocabulary: dict[str, Any]) -> dict[str, int]:
+    return {token["content"]: token["id"] for token in vocabulary["added_tokens"]}
 
 
 def _kept_hash(file: Path, unless_kept: str) -> str:

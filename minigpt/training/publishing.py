@@ -1,9 +1,7 @@
 """A Trainer that puts its run on the Hub: each checkpoint as it is saved, and at the end all that the run has made."""
 
 import logging
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -210,8 +208,7 @@ class PublishingTrainer(StagedTrainer):
         # It writes the arguments into a pickle, and whoever has that file would have the token.
         token, self.args.hub_token = self.args.hub_token, None
         try:
-            with _same_card(Path(output_dir or self.args.output_dir)):
-                super()._save(output_dir, *args, **kwargs)
+            super()._save(output_dir, *args, **kwargs)
         finally:
             self.args.hub_token = token
 
@@ -235,18 +232,6 @@ def check_base_is_published(base: str | None) -> None:
             f"the adapter is for {base or 'a model without a name'}, which is on this machine alone; push that first "
             f"(`minigpt push {base or 'FOLDER'} OWNER/NAME`), then train the adapter on OWNER/NAME."
         )
-
-
-@contextmanager
-def _same_card(folder: Path) -> Iterator[None]:
-    """Leaves the card as it is: PEFT writes a form beside each adapter that it saves, or changes what stands there."""
-    card = folder / CARD
-    before = card.read_bytes() if card.is_file() else None
-    yield
-    if before is not None:
-        card.write_bytes(before)
-    else:
-        card.unlink(missing_ok=True)
 
 
 def _push_run(folder: str, repository: str, **how: Any) -> Push:

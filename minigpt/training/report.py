@@ -89,6 +89,7 @@ def describe_run(
     *,
     steps: int,
     tokens: int,
+    block_size: int,
     seconds: float,
     validation: Evaluation,
     model_step: int,
@@ -106,6 +107,7 @@ def describe_run(
         args: The arguments of the run.
         steps: How many steps were made.
         tokens: How many tokens it saw in them.
+        block_size: How many of them it saw at a time, at most.
         seconds: How long training took, estimates and checkpoints included, over all parts of a resumed run.
         validation: Of the saved model, over the whole validation split.
         model_step: After which step the saved model was.
@@ -133,6 +135,7 @@ def describe_run(
         | _unusual(arguments)
         | {
             "steps": steps,
+            "block_size": block_size,
             "processes": args.world_size,
             "tokens": tokens,
             "seconds": round(seconds, 3),

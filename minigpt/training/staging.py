@@ -6,13 +6,18 @@ import os
 import shutil
 import sys
 import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from transformers import Trainer, TrainerCallback
 
 from minigpt.hub.adapters import BASE_HASH
+from minigpt.hub.publishing.card import CARD
 from minigpt.training.checkpoints import (
+    SETTINGS,
     TEXT_HASH,
     UNFINISHED,
     checkpoint_fault,
@@ -40,14 +45,21 @@ class StagedTrainer(Trainer):
         text_sha256: Hash of the text that is trained on, kept in every checkpoint, so that whoever goes on from one
             can tell whether it is still the same text; None to keep nothing.
         base_sha256: Hash of the weights that a fine-tuning began with, kept likewise, and beside the saved model.
+        settings: What else must be the same when the run goes on, kept likewise, as JSON.
         **kwargs: As for `transformers.Trainer`.
     """
 
     def __init__(
-        self, *args: Any, text_sha256: str | None = None, base_sha256: str | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        text_sha256: str | None = None,
+        base_sha256: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+        **kwargs: Any,
     ) -> None:
         self._text_sha256 = text_sha256
         self._base_sha256 = base_sha256
+        self._settings = settings
         self._staging: Path | None = None
         self._resumed_from: Path | None = None
         self._kept: set[Path] = set()
@@ -68,15 +80,9 @@ class StagedTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
-        had_card = (folder / "README.md").exists()
-        with no_progress_bars():
+        with no_progress_bars(), _same_card(folder, is_ours=self.args.should_save):
             super()._save(output_dir, state_dict)
-        if not self.args.should_save:
-            return  # another process does
-        if not had_card:
-            # PEFT's, a form that nobody has filled in.
-            (folder / "README.md").unlink(missing_ok=True)
-        if self._base_sha256:
+        if self._base_sha256 and self.args.should_save:  # else another process writes it
             (folder / BASE_HASH).write_text(f"{self._base_sha256}\n", encoding="utf-8")
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
@@ -107,6 +113,8 @@ class StagedTrainer(Trainer):
                 self.state.save_to_json(str(staged / "trainer_state.json"))
                 if self._text_sha256:
                     (staged / TEXT_HASH).write_text(f"{self._text_sha256}\n", encoding="utf-8")
+                if self._settings:
+                    (staged / SETTINGS).write_text(json.dumps(dict(self._settings)) + "\n", encoding="utf-8")
         except BaseException:
             if self.args.should_save:
                 remove_unfinished(run_dir)
@@ -177,6 +185,31 @@ class StagedTrainer(Trainer):
     @property
     def _running_loss_file(self) -> str:
         return f"running_loss_{self.args.process_index}.json" if self.args.world_size > 1 else "running_loss.json"
+
+
+@contextmanager
+def _same_card(folder: Path, *, is_ours: bool) -> Iterator[None]:
+    """Leaves the card as it is: PEFT writes a form beside each adapter that it saves, or changes what stands there.
+
+    Args:
+        folder: Where a model is saved.
+        is_ours: Whether this process writes there.
+    """
+    card = folder / CARD
+    before = card.read_bytes() if card.is_file() else None
+    chatty = logging.getLogger("huggingface_hub")
+    level = chatty.level
+    chatty.setLevel(logging.ERROR)  # of a card without metadata
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="peft")
+            yield
+    finally:
+        chatty.setLevel(level)
+        if is_ours and before is not None:
+            card.write_bytes(before)
+        elif is_ours:
+            card.unlink(missing_ok=True)
 
 
 class _RunningLoss(TrainerCallback):

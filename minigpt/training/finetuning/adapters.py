@@ -1,10 +1,12 @@
 """LoRA: small trainable matrices beside the frozen weights of a model (Hu et al. 2021, through PEFT)."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from minigpt.hub.adapters import CONFIG
@@ -32,16 +34,21 @@ class LoraSettings:
     dropout: float = 0.0
     targets: str | tuple[str, ...] = ALL_LINEAR
 
+    def __post_init__(self) -> None:
+        if self.targets != ALL_LINEAR:
+            names = (self.targets,) if isinstance(self.targets, str) else tuple(self.targets)
+            object.__setattr__(self, "targets", names)
+
     def check(self) -> None:
         """Refuses what no adapter can be.
 
         Raises:
             AskedWrongly: A number is out of its range, or PEFT is not installed.
         """
-        if self.r < 1:
-            raise AskedWrongly(f"lora_r must be at least 1, got {self.r}.")
-        if not self.alpha > 0:
-            raise AskedWrongly(f"lora_alpha must be above 0, got {self.alpha:g}.")
+        if self.r < 1 or self.r % 1:
+            raise AskedWrongly(f"lora_r must be a whole number of at least 1, got {self.r}.")
+        if not 0 < self.alpha < math.inf:
+            raise AskedWrongly(f"lora_alpha must be a number above 0, got {self.alpha:g}.")
         if not 0 <= self.dropout < 1:
             raise AskedWrongly(f"lora_dropout must be at least 0 and below 1, got {self.dropout:g}.")
         if not self.targets:
@@ -70,7 +77,7 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings, base_name: str, rev
         _refuse_unfit(model, settings.targets)
     elif not any(_is_linear(layer) for layer in model.modules() if layer is not model.get_output_embeddings()):
         raise AskedWrongly(
-            f"a {model.config.model_type} has no linear layers to put an adapter in; fine-tune it without --lora."
+            f"a {model.config.model_type} has no linear layers to put an adapter in; fine-tune it whole."
         )
     config = LoraConfig(
         task_type="CAUSAL_LM",
@@ -92,7 +99,10 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings, base_name: str, rev
 def _refuse_unfit(model: PreTrainedModel, targets: tuple[str, ...]) -> None:
     """Refuses names of layers of which PEFT would pass over some without a word, or say nothing of what they share."""
     layers = dict(model.named_modules())
-    unknown = [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in layers)]
+    named = {
+        target: [layer for name, layer in layers.items() if f".{name}".endswith(f".{target}")] for target in targets
+    }
+    unknown = [target for target, found in named.items() if not found or not all(map(_takes_adapter, found))]
     if unknown:
         linear = sorted({name.rpartition(".")[2] for name, layer in layers.items() if _is_linear(layer)})
         raise AskedWrongly(
@@ -145,6 +155,10 @@ def check_same_adapter(checkpoint: Path, adapted: Any) -> None:
             f"{checkpoint} has its adapter in {', '.join(sorted(saved['target_modules']))} and this run in "
             f"{', '.join(sorted(ours.target_modules))}; give the options of the run that is to go on."
         )
+
+
+def _takes_adapter(layer: Any) -> bool:
+    return _is_linear(layer) or isinstance(layer, nn.Embedding)
 
 
 def _is_linear(layer: Any) -> bool:

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minigpt.hub.adapters import base_sha256, commit_of, is_adapter
 from minigpt.hub.trained import AskedWrongly, hub_has, open_trained
+from minigpt.training.evaluation import evaluating
 from minigpt.training.finetuning.quantization import prepare_quantized, quantized_loading, refuse_quantized
 
 # A longer block costs memory that a fine-tuning seldom needs.
@@ -85,6 +87,10 @@ def open_base(
     if bits is not None:
         refuse_quantized(source, local_files_only=local_only)
         loading = quantized_loading(bits, device, bf16=bf16)
+    # First, so that what it names is what is loaded.
+    revision = None if is_folder else commit_of(str(source))
+    if revision:
+        loading["revision"] = revision
     model, tokenizer = open_trained(source, str(device), loading=loading)
     is_quantized = getattr(model, "is_quantized", False)
     if is_quantized and not trains_adapter:
@@ -93,7 +99,6 @@ def open_base(
         )
     if is_quantized:
         model = prepare_quantized(model, gradient_checkpointing=gradient_checkpointing)
-    revision = None if is_folder else commit_of(str(source))
     name = str(Path(source).resolve()) if is_folder else str(source)
     sha256 = base_sha256(source, revision)
     return Base(name, revision, sha256, model, tokenizer, bits, model.num_parameters())
@@ -118,6 +123,26 @@ def choose_block_size(model: PreTrainedModel, asked: int | None) -> int:
 
 
 @torch.no_grad()
+def check_causal(model: PreTrainedModel, source: str) -> None:
+    """Refuses a model that looks at what comes after: it would see its targets, and its loss would mean nothing.
+
+    Raises:
+        AskedWrongly: Logits change with a token that comes after.
+    """
+    ids = _few_tokens(model).repeat(2, 1)  # (2, seq)
+    ids[1, -1] = ids[1, 0]
+    with evaluating(model):
+        first, second = model(input_ids=ids).logits.float()[:, :-1]  # (seq - 1, vocab) each
+    # Rows of 8-bit products are rounded together.
+    tolerance = 0.1 if getattr(model, "is_quantized", False) else 1e-5
+    if (first - second).abs().max() > tolerance * first.std():
+        raise AskedWrongly(
+            f"{source} is of the class {type(model).__name__} and looks at what comes after a token, so it is no "
+            "causal language model; fine-tune one that is."
+        )
+
+
+@torch.no_grad()
 def check_loss(model: PreTrainedModel, source: str) -> None:
     """Refuses a model that computes another loss than it is asked for, which nothing else would show.
 
@@ -126,13 +151,12 @@ def check_loss(model: PreTrainedModel, source: str) -> None:
     Raises:
         AskedWrongly: The model's loss is not the one of these targets.
     """
-    ids = torch.arange(4, device=model.device)[None] % model.config.vocab_size  # (1, 4)
-    inputs, targets = ids[:, :-1], ids[:, 1:].contiguous()  # (1, 3)
+    ids = _few_tokens(model)
+    inputs, targets = ids[:, :-1], ids[:, 1:].contiguous()  # (1, seq - 1)
     takes_more = any(one.kind == one.VAR_KEYWORD for one in inspect.signature(model.forward).parameters.values())
     if takes_more:
-        was_training = model.training
-        output = model.eval()(input_ids=inputs, labels=targets, shift_labels=targets)
-        model.train(was_training)
+        with evaluating(model):
+            output = model(input_ids=inputs, labels=targets, shift_labels=targets)
         expected = F.cross_entropy(output.logits.float().flatten(0, 1), targets.flatten())
         if torch.allclose(output.loss.float(), expected, rtol=1e-2):
             return
@@ -140,3 +164,9 @@ def check_loss(model: PreTrainedModel, source: str) -> None:
         f"{source} is of the class {type(model).__name__}, whose loss takes no shift_labels; fine-tune a model of "
         "a class that transformers itself has."
     )
+
+
+def _few_tokens(model: PreTrainedModel) -> Tensor:
+    """The first few ids, shape (1, seq): two at least, and as many as the model takes up to four."""
+    longest = getattr(model.config, "max_position_embeddings", None) or 4
+    return torch.arange(min(max(longest, 2), 4), device=model.device)[None] % model.config.vocab_size  # (1, seq)

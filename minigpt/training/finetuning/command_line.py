@@ -10,6 +10,7 @@ from transformers.hf_argparser import string_to_bool
 
 from minigpt.training.finetuning.adapters import ALL_LINEAR, LoraSettings
 from minigpt.training.finetuning.instruction import InstructionSettings
+from minigpt.training.finetuning.quantization import BITS
 from minigpt.training.options import count_options, parse_options, training_parser
 
 _EPILOG = """\
@@ -139,9 +140,10 @@ def build_parser(show_all: bool = False) -> argparse.ArgumentParser:
         metavar="NAMES",
         help=f"layers, with commas between (default: {ALL_LINEAR})",
     )
-    for bits in (4, 8):
+    one = parser.add_mutually_exclusive_group()
+    for bits in BITS:
         _both(
-            adapter,
+            functools.partial(one.add_argument, default=argparse.SUPPRESS),
             f"--load_in_{bits}bit",
             dest="load_in",
             action="store_const",

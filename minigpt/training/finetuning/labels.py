@@ -159,6 +159,6 @@ def _refuse_unknown(conversation: Conversation, tokenizer: Any) -> None:
     if lacking:
         named = ", ".join(map(repr, lacking[:_NAMED])) + (" and more" if lacking[_NAMED:] else "")
         raise CorpusError(
-            f"{conversation.where} has what the vocabulary lacks ({named}); take it out, or add it with "
-            "--extend_vocabulary."
+            f"{conversation.where} has what the vocabulary lacks ({named}); take it out, or fine-tune the model "
+            "on a text that has it with --extend_vocabulary, and then on conversations."
         )

@@ -15,7 +15,7 @@ from minigpt.training.checkpoints import find_checkpoint
 from minigpt.training.completion import Run, describe_text, run_to_the_end
 from minigpt.training.corpus import Corpus, load_text
 from minigpt.training.finetuning.adapters import LoraSettings, add_lora, check_same_adapter, describe_adapter
-from minigpt.training.finetuning.base_model import Base, check_loss, choose_block_size, open_base
+from minigpt.training.finetuning.base_model import Base, check_causal, check_loss, choose_block_size, open_base
 from minigpt.training.finetuning.command_line import parse_finetune_command
 from minigpt.training.finetuning.conversations import load_conversations
 from minigpt.training.finetuning.instruction import (
@@ -34,6 +34,7 @@ from minigpt.training.output_folder import (
     check_room,
     check_same_base,
     check_same_model,
+    check_same_settings,
     check_same_text,
     check_same_vocabulary,
     clear_folder,
@@ -157,19 +158,22 @@ def finetune(
         if lora and args.push_to_hub:
             check_base_is_published(base.name)
     block_size = choose_block_size(network, block_size)
+    check_causal(network, str(model))
     check_loss(network, str(model))
-    added = _fit_vocabulary(base, corpus, extend_vocabulary) if corpus else 0
+    settings = {"block_size": block_size, "load_in_bits": load_in}
+    added = _fit_vocabulary(base, corpus, extend_vocabulary, lora is None) if corpus else 0
     if instruction:
         learn_to_stop(network, base.tokenizer)
     if lora:
         network = add_lora(network, lora, base.name, base.revision)
     if checkpoint:
+        check_same_settings(checkpoint, settings)
         _check_same(checkpoint, base, network, is_adapter=lora is not None)
     if is_main:
         trained = sum(weight.numel() for weight in network.parameters() if weight.requires_grad)
         check_room(folder, trained, args.save_total_limit)
 
-    shared: dict[str, Any] = {"processing_class": base.tokenizer, "base_sha256": base.sha256}
+    shared: dict[str, Any] = {"processing_class": base.tokenizer, "base_sha256": base.sha256, "settings": settings}
     learned: Corpus | InstructionData
     trainer: MiniGPTTrainer
     # One process reads and writes what the others then find.
@@ -222,15 +226,17 @@ def _arguments(
         from minigpt.training.finetuning.instruction_trainer import InstructionArguments as arguments_class
     kinds = [kind for kind, is_asked in (("sft", instruction), ("lora", lora)) if is_asked] or ["finetuned"]
     defaults = TRAINING | dict(recipe) | (LORA_TRAINING if lora else {})
-    defaults["output_dir"] = str(Path("runs") / "-".join([Path(model).resolve().name, *kinds]))
+    path = Path(model).resolve()
+    name = f"{path.parent.name}-{path.name}" if path.name.startswith("checkpoint-") else path.name
+    defaults["output_dir"] = str(Path("runs") / "-".join([name, *kinds]))
     return build_arguments(defaults, changes, device=device, arguments_class=arguments_class)
 
 
-def _fit_vocabulary(base: Base, corpus: Corpus, may_extend: bool) -> int:
+def _fit_vocabulary(base: Base, corpus: Corpus, extends: bool, may_extend: bool) -> int:
     """Makes sure that the text can be written in the base's vocabulary; returns how many characters were added."""
     lacking = lacking_characters(corpus, base.tokenizer)
-    if not may_extend:
-        refuse_lacking(lacking, corpus, base.name)
+    if not extends:
+        refuse_lacking(lacking, corpus, base.name, may_extend=may_extend)
     elif lacking:
         extend(base.model, base.tokenizer, lacking)
     return len(lacking)

@@ -17,18 +17,23 @@ def lacking_characters(corpus: Corpus, tokenizer: Any) -> list[str]:
     characters = set().union(*map(set, corpus.chunks()))
     if hasattr(tokenizer, "stoi"):
         return sorted(characters - tokenizer.stoi.keys())
-    unknown = tokenizer.unk_token_id
-    if unknown in (None, tokenizer.eos_token_id):
-        return []  # byte-level vocabularies know every character, and GPT-2's calls its end of text unknown
-    return [
-        character
-        for character in sorted(characters)
-        if unknown in tokenizer(character, add_special_tokens=False)["input_ids"]
-    ]
+    return [character for character in sorted(characters) if _is_lost(character, tokenizer)]
 
 
-def refuse_lacking(lacking: Sequence[str], corpus: Corpus, source: str) -> None:
+def _is_lost(character: str, tokenizer: Any) -> bool:
+    """Whether a character becomes the unknown token or, where there is none, nothing; a space may be a word's."""
+    ids = tokenizer(character, add_special_tokens=False)["input_ids"]
+    return tokenizer.unk_token_id in ids or not (ids or character.isspace())
+
+
+def refuse_lacking(lacking: Sequence[str], corpus: Corpus, source: str, *, may_extend: bool = True) -> None:
     """Refuses a text with characters that the vocabulary lacks.
+
+    Args:
+        lacking: The characters.
+        corpus: The text.
+        source: The model.
+        may_extend: Whether they could be added; an adapter has no rows for them.
 
     Raises:
         AskedWrongly: There are any; the message lists them.
@@ -37,9 +42,12 @@ def refuse_lacking(lacking: Sequence[str], corpus: Corpus, source: str) -> None:
         return
     named = ", ".join(f"{character!r} (U+{ord(character):04X})" for character in lacking[:_NAMED])
     more = f" and {len(lacking) - _NAMED:,} more" if len(lacking) > _NAMED else ""
+    number = f"{len(lacking):,} character{'s' if len(lacking) > 1 else ''}"
+    remedy = "add them with --extend_vocabulary" + (
+        "" if may_extend else " and without --lora, and put the adapter on what that makes"
+    )
     raise AskedWrongly(
-        f"{corpus.name} has {len(lacking):,} characters that the vocabulary of {source} lacks: {named}{more}; add them "
-        "with --extend_vocabulary, or take them out."
+        f"{corpus.name} has {number} that the vocabulary of {source} lacks: {named}{more}; {remedy}, or take them out."
     )
 
 

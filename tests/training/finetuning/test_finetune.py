@@ -9,6 +9,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -218,6 +220,85 @@ def test_a_byte_level_vocabulary_lacks_nothing(prose, tmp_path):
     assert run.report["base"]["vocabulary_added"] == 0
 
 
+def characters_only(characters, **special):
+    """A stock tokenizer that knows these characters, and not the bytes of any other."""
+    known = [*special.values(), *sorted(characters)]
+    backend = Tokenizer(models.BPE({token: index for index, token in enumerate(known)}, [], **special))
+    backend.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+
+
+@pytest.mark.parametrize("special", [{}, {"unk_token": "<unk>"}], ids=["dropped", "unknown"])
+def test_a_stock_vocabulary_that_would_lose_characters_is_refused_or_extended(special, tmp_path):
+    text = "schön und gut.\n"
+    file = tmp_path / "de.txt"
+    file.write_text(text * 100, encoding="utf-8")
+    tokenizer = characters_only(set(text) - {"ö", "g"}, **special)
+    for part in (gpt2(len(tokenizer)), tokenizer):
+        part.save_pretrained(tmp_path / "stock")
+    training = {**SHORT, "output_dir": str(tmp_path / "run")}
+    with pytest.raises(ValueError, match=r"has 2 characters .* lacks: 'g' \(U\+0067\), 'ö' \(U\+00F6\)"):
+        finetune(tmp_path / "stock", str(file), training=training)
+    run = finetune(tmp_path / "stock", str(file), extend_vocabulary=True, training=training)
+    assert sum(run.report["data"]["split_tokens"].values()) == len(text) * 100
+    assert run.tokenizer.decode(run.tokenizer(text)["input_ids"]) == text
+
+
+def test_a_model_that_sees_what_comes_after_is_refused(base, prose, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    for part in (BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **small)), tokenizer):
+        part.save_pretrained(tmp_path / "bert")
+    with pytest.raises(ValueError, match="looks at what comes after a token, so it is no causal language model"):
+        finetune(tmp_path / "bert", str(prose), training={**SHORT, "output_dir": str(tmp_path / "run")})
+    assert not (tmp_path / "run").exists()
+
+
+def test_going_on_with_another_block_is_refused(base, prose, tmp_path):
+    training = {**SHORT, "output_dir": str(tmp_path / "run")}
+    run = finetune(base, str(prose), block_size=4, training=training)
+    assert run.report["training"]["block_size"] == 4
+    with pytest.raises(ValueError, match="has block_size 4 and this run 8"):
+        finetune(base, str(prose), training={**training, "resume_from_checkpoint": True})
+
+
+def test_an_extended_fine_tuning_goes_on_and_extends_once_more(base, tmp_path):
+    for name, text in (("new", "the king\tof é.\n"), ("newer", "the king\tof é 😀.\n")):
+        (tmp_path / f"{name}.txt").write_text(text * 60, encoding="utf-8")
+    training = {**SHORT, "output_dir": str(tmp_path / "run"), "save_total_limit": None}
+    whole = finetune(base, str(tmp_path / "new.txt"), extend_vocabulary=True, training=training)
+    (tmp_path / "run" / "checkpoint-2").rename(tmp_path / "checkpoint-2")
+    again = {
+        **training,
+        "output_dir": str(tmp_path / "again"),
+        "resume_from_checkpoint": str(tmp_path / "checkpoint-2"),
+    }
+    resumed = finetune(base, str(tmp_path / "new.txt"), extend_vocabulary=True, training=again)
+    assert resumed.validation == whole.validation
+    more = finetune(
+        whole.folder,
+        str(tmp_path / "newer.txt"),
+        extend_vocabulary=True,
+        training={**training, "output_dir": str(tmp_path / "more")},
+    )
+    assert more.report["base"]["vocabulary_added"] == 1
+    assert more.tokenizer.stoi.items() > whole.tokenizer.stoi.items()
+
+
+def test_what_is_replaced_leaves_no_weights_behind(base, prose, tmp_path):
+    AutoModelForCausalLM.from_pretrained(base).save_pretrained(tmp_path / "run", max_shard_size="2KB")
+    assert list((tmp_path / "run").glob("model-*-of-*.safetensors"))
+    finetune(base, str(prose), overwrite=True, training={**SHORT, "output_dir": str(tmp_path / "run")})
+    assert [file.name for file in (tmp_path / "run").glob("*.safetensors*")] == ["model.safetensors"]
+
+
+def test_a_checkpoints_default_folder_says_whose_it_is(base, prose, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = finetune(base, str(prose), training={**SHORT, "output_dir": "runs/first"})
+    second = finetune(run.folder / "checkpoint-2", str(prose), training=SHORT)
+    assert second.folder.as_posix() == "runs/first-checkpoint-2-finetuned"
+
+
 def test_a_loss_of_other_targets_is_refused(base):
     model = AutoModelForCausalLM.from_pretrained(base)
     check_loss(model, "base")
@@ -235,6 +316,8 @@ def test_a_loss_of_other_targets_is_refused(base):
         (["--output_dir", "{base}"], "which is to be fine-tuned; name another --output_dir"),
         (["--lora", "--extend_vocabulary"], "does not go with --lora"),
         (["--lora_r", "4"], "add --lora"),
+        (["--load_in_4bit", "--load_in_8bit"], "not allowed with argument --load_in_4bit"),
+        (["--lora", "--lora_alpha", "inf"], "lora_alpha must be a number above 0, got inf"),
         (["--truncate"], "add --sft"),
         (["--sft", "--data", "a.jsonl", "b.jsonl"], "one source of conversations, got 2"),
         (["--learning_rte", "1"], "did you mean --learning_rate?"),

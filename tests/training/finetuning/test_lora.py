@@ -270,9 +270,9 @@ FEW = ["--max_steps", "2", "--eval_interval", "2", "--eval_iters", "1", "--sampl
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--lora_r", "0"], "lora_r must be at least 1, got 0."),
-        (["--lora_alpha", "0"], "lora_alpha must be above 0, got 0."),
-        (["--lora_alpha", "nan"], "lora_alpha must be above 0, got nan."),
+        (["--lora_r", "0"], "lora_r must be a whole number of at least 1, got 0."),
+        (["--lora_alpha", "0"], "lora_alpha must be a number above 0, got 0."),
+        (["--lora_alpha", "nan"], "lora_alpha must be a number above 0, got nan."),
         (["--lora_dropout", "1"], "lora_dropout must be at least 0 and below 1, got 1."),
         (["--lora_dropout", "-0.1"], "lora_dropout must be at least 0 and below 1, got -0.1."),
         (["--lora_targets", ","], "lora_targets names no layer; name some, or say all-linear."),
@@ -346,6 +346,29 @@ def test_an_adapter_is_no_base(adapt, adapted):
     run = adapted()
     with pytest.raises(ValueError, match=r"is an adapter and no whole model; make one of it with `minigpt export"):
         adapt(run.folder, "on top")
+
+
+@pytest.mark.parametrize(
+    ("targets", "reason"),
+    [
+        (["qkv_proj", "c_attn"], "lora_targets c_attn fit no layer of this model"),
+        ("c_attn", "lora_targets c_attn fit no layer of this model"),
+        ("mlp", "lora_targets mlp fit no layer of this model; its linear layers are"),
+        ([], "lora_targets names no layer"),
+    ],
+)
+def test_targets_are_checked_however_they_are_given(base, adapt, targets, reason):
+    with pytest.raises(ValueError, match=reason):
+        adapt(base, lora=LoraSettings(targets=targets))
+
+
+def test_a_base_in_half_precision_stays_so_under_an_adapter(base, adapt, tmp_path):
+    AutoModelForCausalLM.from_pretrained(base).to(torch.bfloat16).save_pretrained(tmp_path / "half")
+    AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "half")
+    run = adapt(tmp_path / "half")
+    weights = load_file(run.folder / "adapter_model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+    assert open_trained(run.folder, "cpu")[0].dtype == torch.bfloat16
 
 
 def test_a_model_without_linear_layers_is_told_that_no_adapter_fits(text, tmp_path):

@@ -239,3 +239,10 @@ def test_without_bitsandbytes_it_is_refused_with_what_to_install(bits, base, tex
 def test_other_numbers_of_bits_are_refused(base, text):
     with pytest.raises(ValueError, match="weights are loaded in 4 or 8 bits, got 3"):
         finetune(base, str(text), load_in=3)
+
+
+def test_going_on_in_other_bits_is_refused(base, text, tmp_path):
+    few = {**SHORT, "max_steps": 2, "save_steps": 1, "eval_interval": 2, "output_dir": str(tmp_path / "run")}
+    finetune(base, str(text), load_in=4, training=few)
+    with pytest.raises(ValueError, match="has load_in_bits 4 and this run 8"):
+        finetune(base, str(text), load_in=8, training={**few, "resume_from_checkpoint": True})
