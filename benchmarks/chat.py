@@ -1,6 +1,6 @@
 """What a model learns of the task made from the plays: the share of its answers in the asked form, before and after.
 
-    python -m benchmarks.chat [--before runs/chat --after runs/chat-sft] [--folder runs]
+    python -m benchmarks.chat [--before runs/chat --after runs/chat-sft] [--folder DIR]
 
 Without models it trains them: preset `chat` on the plays, and that on the task. Every prompt is held out: its phrase
 was learned with other names and its name with other phrases, and never the two together.
@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import json
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
@@ -39,11 +40,18 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="What a model learns of the task made from the plays.")
     parser.add_argument("--before", type=Path, help="a model trained on the plays (default: train one)")
     parser.add_argument("--after", type=Path, help="the same, taught to answer (default: teach it)")
-    parser.add_argument("--folder", type=Path, default=Path("runs"), help="where models are trained")
+    parser.add_argument("--folder", type=Path, help="where models are trained, and stay (default: nowhere)")
     arguments = parser.parse_args(argv)
-    with contextlib.redirect_stdout(sys.stderr):
-        before = arguments.before or _train(arguments.folder / "chat")
-        after = arguments.after or _teach(before, arguments.folder / "chat-sft")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.folder or Path(temporary)
+        with contextlib.redirect_stdout(sys.stderr):
+            before = arguments.before or _train(folder / "chat")
+            after = arguments.after or _teach(before, folder / "chat-sft")
+        print(compare(before, after))
+
+
+def compare(before: Path, after: Path) -> str:
+    """The table of what two models answer to the held-out prompts, and how long their training took."""
     prompts = held_out_prompts()
     plain, taught, warm = ask(before, prompts), ask(after, prompts), ask(after, prompts, temperature=1.0)
     shown = {
@@ -58,12 +66,12 @@ def main(argv: list[str] | None = None) -> None:
         chosen = [at for at, prompt in enumerate(prompts) if kind in ("", prompt.kind)]
         means = (mean(shares[at] for at in chosen) for shares in shown.values())
         rows.append([description, str(len(chosen)), *(f"{share:.1%}" for share in means)])
-    print(markdown_table(["asked", "prompts", *shown], rows))
     reports = [json.loads((folder / "run.json").read_text(encoding="utf-8")) for folder in (before, after)]
     first, second = (report["training"]["seconds"] for report in reports)
-    print(
-        f"\nShares of answers in the asked form; each prompt is answered {ROUNDS} times, where nothing else is said at "
-        f"temperature {ANSWER_TEMPERATURE}, the tuned model's own. On {reports[1]['hardware']['name']}, training on "
+    return (
+        markdown_table(["asked", "prompts", *shown], rows)
+        + f"\n\nShares of answers in the asked form; each prompt is answered {ROUNDS} times, where nothing else is "
+        f"said at temperature {ANSWER_TEMPERATURE}, the tuned model's own. On {reports[1]['hardware']['name']}, training on "
         f"the plays took {first:.0f} s, and on the task {second:.0f} s."
     )
 

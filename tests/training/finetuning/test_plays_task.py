@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 
+from benchmarks.readme import RESULTS
 from minigpt.tokenization.tokenization_minigpt import MiniGPTTokenizer
 from minigpt.training.corpus import PLAYS
 from minigpt.training.finetuning.chat_template import CHAT_TEMPLATE
@@ -159,3 +160,11 @@ def test_the_true_answers_have_the_asked_form():
         speaker = sorted(prompt.true_names)[-1]
         answer = f"{speaker} answers {prompt.about}." if prompt.kind == "name" else f"{speaker}:\n{WORDS[speaker]}"
         assert prompt.is_true(answer, has_ended=True)
+
+
+def test_the_preset_learns_to_answer_in_the_asked_form():
+    lines = (RESULTS / "chat.md").read_text(encoding="utf-8").splitlines()
+    header, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    measured = dict(zip(header, next(row for row in rows if row[0] == "all"), strict=True))
+    assert float(measured["before"].rstrip("%")) <= 1
+    assert float(measured["after"].rstrip("%")) >= 95
