@@ -68,11 +68,12 @@ def compare(before: Path, after: Path) -> str:
         rows.append([description, str(len(chosen)), *(f"{share:.1%}" for share in means)])
     reports = [json.loads((folder / "run.json").read_text(encoding="utf-8")) for folder in (before, after)]
     first, second = (report["training"]["seconds"] for report in reports)
+    machine = reports[1]["hardware"]["name"]
     return (
         markdown_table(["asked", "prompts", *shown], rows)
         + f"\n\nShares of answers in the asked form; each prompt is answered {ROUNDS} times, where nothing else is "
-        f"said at temperature {ANSWER_TEMPERATURE}, the tuned model's own. On {reports[1]['hardware']['name']}, training on "
-        f"the plays took {first:.0f} s, and on the task {second:.0f} s."
+        f"said at temperature {ANSWER_TEMPERATURE}, the tuned model's own. On {machine}, training on the plays took "
+        f"{first:.0f} s, and on the task {second:.0f} s."
     )
 
 
