@@ -112,7 +112,7 @@ def answers(model: Any, tokenizer: Any, prompts: Sequence[Prompt], temperature: 
         batch = order[start : start + BATCH]
         inputs = tokenizer.pad(
             {"input_ids": [encoded[at] for at in batch]}, padding_side="left", return_tensors="pt"
-        )  # (batch, seq)
+        ).to(model.device)  # (batch, seq)
         length = inputs["input_ids"].shape[1]
         with torch.inference_mode():
             output = model.generate(

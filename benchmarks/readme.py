@@ -21,7 +21,7 @@ DOCS = ROOT / "docs"
 PICTURE = DOCS / "loss.png"
 NAMES = ("run", "losses", "baselines", "train_step", "generate", "tokenizer", "data")
 OF_PAGES = ("precision", "memory", "vocabularies", "chat")
-OPTIONS = {"baselines": ("--data", "tiny_shakespeare")}
+OPTIONS = {"baselines": ("--data", "tiny_shakespeare"), "precision": ("--batch", "4")}
 _SECTION = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 _ESTIMATES_SHOWN, _SAMPLE_LINES = 2, 16
 

@@ -88,7 +88,7 @@ class Conversation:
 
     def clear(self) -> None:
         """Forgets the turns; the system message stays."""
-        self.turns = []
+        self.turns, self.is_cut = [], False
 
     def _fit(self, turns: list[Message]) -> tuple[list[Message], torch.Tensor]:
         """The turns that are shown to the model, and their ids (1, seq)."""
@@ -178,7 +178,7 @@ class Continuation:
 
     def clear(self) -> None:
         """Starts a new text."""
-        self.ids, self.is_inside_line = [], False
+        self.ids, self.is_inside_line, self.is_cut = [], False, False
 
     def _encode(self, line: str) -> list[int]:
         encode_prompt(self.tokenizer, line)  # alone, so that a refusal counts positions from the line's start

@@ -147,6 +147,9 @@ def _conversation(where: str, row: Any) -> Conversation:
 def _answered(where: str, turns: tuple[dict[str, str], ...], num_given: int) -> Conversation:
     if all(turn["role"] != "assistant" for turn in turns[num_given:]):
         raise CorpusError(f"{where} has no assistant turn, from which alone is learned; add one or take the row out.")
+    for number, turn in enumerate(turns[num_given:], start=num_given + 1):
+        if turn["role"] == "assistant" and not turn["content"]:
+            raise CorpusError(f"{where}: turn {number} is an empty answer; fill it or take the row out.")
     return Conversation(where, turns, num_given)
 
 

@@ -116,7 +116,8 @@ def prepare_instruction(
     _end_of_text(tokenizer)
     if not isinstance(conversations, Conversations):
         conversations = load_conversations(conversations)
-    give_chat_template(tokenizer)
+    if any(row.messages for row in conversations.rows):
+        give_chat_template(tokenizer)
     rows = label_rows(
         conversations,
         tokenizer,

@@ -53,7 +53,7 @@ def label_rows(
         assistant_only_loss: Whether only the assistant's tokens (of bare rows, the completion's) are learned.
 
     Raises:
-        AskedWrongly: The template does not mark what the assistant says, or there is none.
+        AskedWrongly: The template does not mark what the assistant says, or not that it ends, or there is none.
         CorpusError: A row is longer than the block, has a character that the vocabulary lacks, or nothing is left.
     """
     if any(row.messages for row in conversations.rows):
@@ -76,6 +76,12 @@ def label_rows(
         raise CorpusError(
             f"{len(too_long):,} of {len(rows):,} rows are longer than the block of {block_size} tokens (the first is "
             f"{where}, with {length:,}); cut them with --truncate, shorten them, or take a model of a longer block."
+        )
+    learns_to_stop = any(tokenizer.eos_token_id in labels for _, labels in rows)
+    if assistant_only_loss and not learns_to_stop and not too_long:
+        raise AskedWrongly(
+            f"the chat template ends no answer with {tokenizer.eos_token}, the tokenizer's end of text, so that a "
+            "model would never stop; write it before {% endgeneration %}, or make the template's own end the eos_token."
         )
     kept = [place for place, (_, labels) in enumerate(rows) if any(label != IGNORED for label in labels)]
     if not kept:

@@ -167,3 +167,17 @@ def test_a_template_that_does_not_mark_answers_is_refused_where_they_alone_are_l
     tokenizer.chat_template = None
     assert give_chat_template(tokenizer)
     assert len(label_rows(read, tokenizer, 300).dataset) == 1
+
+
+def test_a_template_by_which_no_answer_would_end_is_refused(tmp_path: Path) -> None:
+    endless = CHAT_TEMPLATE.replace(" + eos_token", "")
+    assert endless != CHAT_TEMPLATE
+    tokenizer = MiniGPTTokenizer.from_text(LETTERS, chat_template=endless)
+    with pytest.raises(AskedWrongly, match=r"ends no answer with <\|endoftext\|>.* would never stop; write it before"):
+        label_rows(load_conversations(write(tmp_path, {"messages": TALK})), tokenizer, 300)
+
+
+def test_an_empty_answer_is_refused(tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "well"}, {"role": "assistant", "content": ""}]
+    with pytest.raises(CorpusError, match=r"line 1: turn 2 is an empty answer; fill it or take the row out"):
+        load_conversations(write(tmp_path, {"messages": messages}))
