@@ -82,6 +82,8 @@ class MiniGPTTrainingArguments(TrainingArguments):
     per_device_eval_batch_size: int = field(default=64, metadata=_STOCK["per_device_eval_batch_size"])
     # Our batches are whole before the Trainer sees them.
     remove_unused_columns: bool = field(default=False, metadata=_STOCK["remove_unused_columns"])
+    # A bar is for terminals alone, and how much libraries log has nothing to do with it.
+    disable_tqdm: bool | None = field(default=False, metadata=_STOCK["disable_tqdm"])
     # A diverging loss should be seen; and the filter waits for the device at every step.
     logging_nan_inf_filter: bool = field(default=False, metadata=_STOCK["logging_nan_inf_filter"])
     # Every parameter of our models takes part in every step.

@@ -1,6 +1,7 @@
 """Fine-tuning goes on with any causal language model, on any text that its vocabulary has or is extended by."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -370,3 +371,12 @@ def test_help_is_short_and_says_how_to_see_all(capsys):
     assert "--lora" in out
     assert "--help_all" in out
     assert "--adam_beta1" not in out
+
+
+def test_a_terminal_gets_a_bar_of_the_training_and_none_of_the_loading(base, prose, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main(["finetune", str(base), "--data", str(prose), "--output_dir", str(tmp_path / "run"), *FLAGS]) == 0
+    error = capsys.readouterr().err
+    assert "training" in error
+    assert "4/4" in error
+    assert "Loading weights" not in error
