@@ -325,12 +325,12 @@ def _calm() -> Iterator[None]:
 def _report(error: Exception) -> int:
     from huggingface_hub.errors import StrictDataclassError
 
-    from minigpt.hub.trained import AskedWrongly
+    from minigpt.errors import UsageError
     from minigpt.tokenization.tokenization_minigpt import UnknownCharacterError
     from minigpt.training.presets import one_sentence
 
     print(f"minigpt: {one_sentence(error)}", file=sys.stderr)
-    return 2 if isinstance(error, (AskedWrongly, StrictDataclassError, UnknownCharacterError)) else 1
+    return 2 if isinstance(error, (UsageError, StrictDataclassError, UnknownCharacterError)) else 1
 
 
 class _Parser(argparse.ArgumentParser):

@@ -20,7 +20,7 @@ PACKAGE = ROOT / "minigpt"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 # A room imports itself and the rooms after it; of the face, only what is the same for all of them.
-ROOMS = ["cli", "training", "hub", "tokenization", "modeling_minigpt"]
+ROOMS = ["cli", "training", "hub", "tokenization", "modeling_minigpt", "errors"]
 FACE = ["register", "__version__"]
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 # The files that are copied into a Hub repository, and run there without the package.

@@ -21,8 +21,9 @@ from transformers import (
 )
 from transformers.utils import find_adapter_config_file
 
+from minigpt.errors import UsageError
 from minigpt.hub.extras import require_extra
-from minigpt.hub.trained import AskedWrongly, hub_has, load_tokenizer
+from minigpt.hub.trained import hub_has, load_tokenizer
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -74,16 +75,16 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     """What `adapter_config.json` says.
 
     Raises:
-        AskedWrongly: It cannot be read, or names no model that the adapter is for.
+        UsageError: It cannot be read, or names no model that the adapter is for.
     """
     file = folder / CONFIG
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
         named = isinstance(config["base_model_name_or_path"], str) and bool(config["base_model_name_or_path"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise AskedWrongly(f"{file} cannot be read ({error}); save the adapter again.") from error
+        raise UsageError(f"{file} cannot be read ({error}); save the adapter again.") from error
     if not named:
-        raise AskedWrongly(f"{file} names no model that the adapter is for; write it into base_model_name_or_path.")
+        raise UsageError(f"{file} names no model that the adapter is for; write it into base_model_name_or_path.")
     return dict(config)
 
 
@@ -96,7 +97,7 @@ def base_of(folder: Path) -> Base:
     """The model that the adapter in a folder is for.
 
     Raises:
-        AskedWrongly: Its `adapter_config.json` cannot be read, or names none.
+        UsageError: Its `adapter_config.json` cannot be read, or names none.
     """
     config = read_adapter_config(folder)
     if holds_whole_model(folder):
@@ -199,7 +200,7 @@ def open_adapter(
         model's. A `generation_config.json` beside the adapter goes before the model's.
 
     Raises:
-        AskedWrongly: PEFT is not installed; the adapter's weights are a pickle or do not fit; the model is not there
+        UsageError: PEFT is not installed; the adapter's weights are a pickle or do not fit; the model is not there
             any more, or is another one than the adapter was trained on.
         OSError: There is no such repository, or what it holds cannot be read.
     """
@@ -216,7 +217,7 @@ def open_adapter(
     _refuse_without_safetensors(folder, source)
     task = read_adapter_config(folder).get("task_type") or "CAUSAL_LM"
     if task != "CAUSAL_LM":
-        raise AskedWrongly(f"{source} is an adapter for the task {task}; only one for CAUSAL_LM can be opened here.")
+        raise UsageError(f"{source} is an adapter for the task {task}; only one for CAUSAL_LM can be opened here.")
     base = base or base_of(folder)
     place = _find_base(base, folder, source)
     check_base(folder, place, base.revision, source=source, called=base.name)
@@ -252,12 +253,12 @@ def check_base(
         called: What to call the model, by default `base`.
 
     Raises:
-        AskedWrongly: The model's weights have another hash than the one in `base.sha256`.
+        UsageError: The model's weights have another hash than the one in `base.sha256`.
         OSError: There is no model under that name, or one without weight files.
     """
     expected = folder / BASE_HASH
     if expected.is_file() and base_sha256(base, revision) != expected.read_text(encoding="utf-8").strip():
-        raise AskedWrongly(
+        raise UsageError(
             f"{source or folder} is an adapter for another base: the weights of {called or base} are not those that "
             "it was trained on; put these back, name the base that has them, or train it again."
         )
@@ -267,8 +268,8 @@ def _refuse_without_safetensors(folder: Path, source: str | Path) -> None:
     if (folder / WEIGHTS).is_file():
         return
     if (folder / PICKLE).is_file():
-        raise AskedWrongly(f"{source} holds its weights as a pickle, {PICKLE}; save the adapter again as safetensors.")
-    raise AskedWrongly(f"{source} holds no {WEIGHTS}; save the adapter again.")
+        raise UsageError(f"{source} holds its weights as a pickle, {PICKLE}; save the adapter again as safetensors.")
+    raise UsageError(f"{source} holds no {WEIGHTS}; save the adapter again.")
 
 
 def _find_base(base: Base, folder: Path, source: str | Path) -> str | Path:
@@ -283,7 +284,7 @@ def _find_base(base: Base, folder: Path, source: str | Path) -> str | Path:
         remedy = f"put it back, or write where it is now into base_model_name_or_path of {folder / CONFIG}"
         if not Path(source).is_dir():
             remedy = "ask for it where the adapter comes from"
-        raise AskedWrongly(
+        raise UsageError(
             f"{source} is an adapter for {base.name}, which is neither a folder nor a model that the Hub gives out; "
             f"{remedy}."
         ) from error
@@ -320,6 +321,6 @@ def _add_adapter(model: PreTrainedModel, folder: Path, source: str | Path) -> An
             return adapted.merge_and_unload()
     except (RuntimeError, ValueError, TypeError, KeyError, SafetensorError, UserWarning) as error:
         reason = " ".join(str(error).split())
-        raise AskedWrongly(
+        raise UsageError(
             f"the adapter in {source} does not fit the model that it is for ({reason[:300]}); train it again."
         ) from error

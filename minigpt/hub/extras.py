@@ -2,7 +2,7 @@
 
 from importlib.util import find_spec
 
-from minigpt.hub.trained import AskedWrongly
+from minigpt.errors import UsageError
 
 
 def require_extra(extra: str, purpose: str, *modules: str) -> None:
@@ -14,8 +14,8 @@ def require_extra(extra: str, purpose: str, *modules: str) -> None:
         *modules: The modules that have to be there.
 
     Raises:
-        AskedWrongly: One of them is missing; the message says what to install.
+        UsageError: One of them is missing; the message says what to install.
     """
     missing = [module for module in modules if find_spec(module) is None]
     if missing:
-        raise AskedWrongly(f"{purpose} needs {', '.join(missing)}: pip install 'minigpt-hf[{extra}]'.")
+        raise UsageError(f"{purpose} needs {', '.join(missing)}: pip install 'minigpt-hf[{extra}]'.")

@@ -6,19 +6,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from minigpt.hub.trained import AskedWrongly
+from minigpt.errors import UsageError
 
 
 def check_output(output: Path, *, overwrite: bool = False) -> None:
     """Refuses a folder that `staged_folder` would refuse to make, before anything else is done.
 
     Raises:
-        AskedWrongly: `output` is a file, or a folder that holds something and is not to be replaced.
+        UsageError: `output` is a file, or a folder that holds something and is not to be replaced.
     """
     if output.exists() and not output.is_dir():
-        raise AskedWrongly(f"{output} is a file; name another --output.")
+        raise UsageError(f"{output} is a file; name another --output.")
     if output.is_dir() and any(output.iterdir()) and not overwrite:
-        raise AskedWrongly(f"{output} already holds something; replace it with --overwrite, or name another --output.")
+        raise UsageError(f"{output} already holds something; replace it with --overwrite, or name another --output.")
 
 
 @contextmanager
@@ -30,7 +30,7 @@ def staged_folder(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
         overwrite: Whether a folder of that name is replaced.
 
     Raises:
-        AskedWrongly: Before anything is written: `output` is a file, or a folder that holds something and is not to be
+        UsageError: Before anything is written: `output` is a file, or a folder that holds something and is not to be
             replaced, or cannot be written.
     """
     check_output(output, overwrite=overwrite)
@@ -39,7 +39,7 @@ def staged_folder(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
         # Beside it, so that the last step is a rename on one file system.
         staging = Path(tempfile.mkdtemp(prefix=f".{output.name}-unfinished-", dir=output.absolute().parent))
     except OSError as error:
-        raise AskedWrongly(f"{output} cannot be written ({error.strerror or error}); name another --output.") from error
+        raise UsageError(f"{output} cannot be written ({error.strerror or error}); name another --output.") from error
     try:
         staging.chmod(0o755)  # mkdtemp makes folders for their owner alone
         yield staging

@@ -11,27 +11,24 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import minigpt
+from minigpt.errors import UsageError
 
 # What a model of somebody else's that takes long texts, or texts of any length, is shown at a time.
 _LONG = 1024
-
-
-class AskedWrongly(ValueError):
-    """What was asked for cannot be done, however often it is tried: the command line exits with status 2."""
 
 
 def find_device(name: str | None = None) -> torch.device:
     """The device asked for, or the best there is: CUDA, else MPS, else the CPU.
 
     Raises:
-        AskedWrongly: If this machine does not have the device asked for.
+        UsageError: If this machine does not have the device asked for.
     """
     available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
     if name is None:
         return torch.device(next(kind for kind, is_available in available.items() if is_available()))
     kind = name.partition(":")[0]
     if kind not in available or not available[kind]():
-        raise AskedWrongly(f"there is no device {name!r} here; use {find_device()} or leave it out.")
+        raise UsageError(f"there is no device {name!r} here; use {find_device()} or leave it out.")
     return torch.device(name)
 
 
@@ -65,9 +62,9 @@ def open_trained(
         ValueError: If the device is not there, or the tokenizer does not fit the model.
     """
     if not str(source):
-        raise AskedWrongly("the model's name is empty; name a folder or a Hub id.")
+        raise UsageError("the model's name is empty; name a folder or a Hub id.")
     if Path(source).is_file():
-        raise AskedWrongly(f"{source} is a file; name the model's folder.")
+        raise UsageError(f"{source} is a file; name the model's folder.")
     target = find_device(device)
     minigpt.register()
     from minigpt.hub.adapters import is_adapter, open_adapter  # which needs what is defined here
@@ -117,7 +114,7 @@ def load_tokenizer(source: str | Path, **loading: Any) -> PreTrainedTokenizerBas
         **loading: Arguments of `AutoTokenizer.from_pretrained`.
 
     Raises:
-        AskedWrongly: There is none, in whose place transformers would invent one that knows no text.
+        UsageError: There is none, in whose place transformers would invent one that knows no text.
         OSError: It cannot be read.
     """
     none = f"{source} holds no tokenizer; save it there with tokenizer.save_pretrained."
@@ -125,12 +122,12 @@ def load_tokenizer(source: str | Path, **loading: Any) -> PreTrainedTokenizerBas
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **loading)
     except ValueError as error:
         if "instantiate the backend tokenizer" in str(error):  # what it says of a model type that it cannot invent for
-            raise AskedWrongly(none) from error
+            raise UsageError(none) from error
         raise
     for name in ("local_files_only", "is_local"):
         tokenizer.init_kwargs.pop(name, None)
     if not set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids):
-        raise AskedWrongly(none)
+        raise UsageError(none)
     return tokenizer
 
 

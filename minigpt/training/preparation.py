@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from minigpt.errors import UsageError
 from minigpt.hub.publishing.ongoing import open_repository
-from minigpt.hub.trained import AskedWrongly, find_device
+from minigpt.hub.trained import find_device
 from minigpt.training.arguments import MiniGPTTrainingArguments
 from minigpt.training.presets import one_sentence
 
@@ -26,13 +27,13 @@ def build_arguments(
         arguments_class: What to build.
 
     Raises:
-        AskedWrongly: A value is impossible, or this machine has no such device.
+        UsageError: A value is impossible, or this machine has no such device.
     """
     changes = dict(changes)
     if device is not None:
         kind, _, index = device.partition(":")
         if index:
-            raise AskedWrongly(
+            raise UsageError(
                 f"training takes no index of a device, got {device!r}; say --device {kind} and choose among several "
                 f"GPUs with the environment variable CUDA_VISIBLE_DEVICES={index}."
             )
@@ -43,11 +44,9 @@ def build_arguments(
     try:
         args = arguments_class(**{**defaults, **changes})
     except (ValueError, TypeError) as error:
-        raise AskedWrongly(one_sentence(error)) from error
+        raise UsageError(one_sentence(error)) from error
     if device is not None and args.device.type != find_device(device).type:
-        raise AskedWrongly(
-            f"training runs on {args.device.type} here; leave --device {device} out or say --device cpu."
-        )
+        raise UsageError(f"training runs on {args.device.type} here; leave --device {device} out or say --device cpu.")
     return args
 
 
@@ -55,7 +54,7 @@ def check_push(args: MiniGPTTrainingArguments, model_type: str) -> None:
     """Finds out now what the Hub would refuse when the training is over; nothing is made there yet.
 
     Raises:
-        AskedWrongly: A repository is named, and nothing is to be pushed there.
+        UsageError: A repository is named, and nothing is to be pushed there.
         PushFailed: The Hub would not take the run.
     """
     if args.push_to_hub:
@@ -68,7 +67,7 @@ def check_push(args: MiniGPTTrainingArguments, model_type: str) -> None:
             create=False,
         )
     elif args.hub_model_id:
-        raise AskedWrongly(
+        raise UsageError(
             f"hub_model_id names {args.hub_model_id} and nothing is pushed there without push_to_hub; add "
             "--push_to_hub, or push the run with `minigpt push` when it is over."
         )

@@ -10,12 +10,12 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils.hub import PushInProgress
 
+from minigpt.errors import UsageError
 from minigpt.hub.publishing.card import CARD, model_card
 from minigpt.hub.publishing.ongoing import open_repository, push_checkpoint
 from minigpt.hub.publishing.publish import Push, push_folder
 from minigpt.hub.publishing.refusals import PushFailed, find_token
 from minigpt.hub.publishing.saved_folder import ADAPTER, is_on_this_machine
-from minigpt.hub.trained import AskedWrongly
 from minigpt.training.progress import no_progress_bars
 from minigpt.training.staging import StagedTrainer
 
@@ -36,7 +36,7 @@ class PublishingTrainer(StagedTrainer):
     does it.
 
     Raises:
-        AskedWrongly: The repository or the token will not do, or there is no `processing_class` to push.
+        UsageError: The repository or the token will not do, or there is no `processing_class` to push.
         PushFailed: The Hub has refused, or cannot be reached.
     """
 
@@ -55,7 +55,7 @@ class PublishingTrainer(StagedTrainer):
         if not self.is_world_process_zero():
             return
         if self.processing_class is None:
-            raise AskedWrongly("a model is pushed with its tokenizer; give it as processing_class.")
+            raise UsageError("a model is pushed with its tokenizer; give it as processing_class.")
         model = self.accelerator.unwrap_model(self.model)
         if is_peft_model(model):
             check_base_is_published(model.active_peft_config.base_model_name_or_path)
@@ -225,10 +225,10 @@ def check_base_is_published(base: str | None) -> None:
         base: The model's folder or Hub id.
 
     Raises:
-        AskedWrongly: That.
+        UsageError: That.
     """
     if not base or is_on_this_machine(base):
-        raise AskedWrongly(
+        raise UsageError(
             f"the adapter is for {base or 'a model without a name'}, which is on this machine alone; push that first "
             f"(`minigpt push {base or 'FOLDER'} OWNER/NAME`), then train the adapter on OWNER/NAME."
         )
@@ -240,7 +240,7 @@ def _push_run(folder: str, repository: str, **how: Any) -> Push:
     try:
         with no_progress_bars():
             return push_folder(folder, repository, again=remedy, **how)
-    except (AskedWrongly, PushFailed) as error:
+    except (UsageError, PushFailed) as error:
         if remedy in str(error):
             raise
         raise type(error)(f"{str(error).rstrip('.')}; then {remedy}.") from error

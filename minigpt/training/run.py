@@ -30,7 +30,7 @@ def main_train(argv: Sequence[str] | None = None) -> None:
 
     Raises:
         SystemExit: 2 if it was asked wrongly, 130 if it was stopped by Ctrl-C.
-        AskedWrongly: An argument has an impossible value; the message is one sentence.
+        UsageError: An argument has an impossible value; the message is one sentence.
         ValueError: It could not be done, likewise.
         FloatingPointError: The training has diverged.
     """
@@ -65,7 +65,7 @@ def train(
         What was made, all of it saved.
 
     Raises:
-        ValueError: Before any work has started: something was asked for that cannot be done, `AskedWrongly` where no
+        ValueError: Before any work has started: something was asked for that cannot be done, `UsageError` where no
             other text or folder would help. One sentence says what.
         PushFailed: The Hub did not take the run; before any work if that can be known, else when all of it is saved.
         FloatingPointError: The training has diverged; its checkpoints from before are still there.

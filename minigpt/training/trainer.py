@@ -48,7 +48,7 @@ class MiniGPTTrainer(PublishingTrainer):
 
     Raises:
         CorpusError: A split is shorter than a block and its target.
-        AskedWrongly: Gradient checkpointing would do nothing for this model.
+        UsageError: Gradient checkpointing would do nothing for this model.
         FloatingPointError: In `train`: the training diverged, and an estimate of the loss is no longer a finite number.
     """
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from minigpt.errors import UsageError
 from minigpt.hub.extras import require_extra
-from minigpt.hub.trained import AskedWrongly
 from minigpt.tokenization.subword import train_bpe, train_sentencepiece
 from minigpt.tokenization.tokenization_minigpt import MiniGPTTokenizer
 from minigpt.training.corpus import Corpus
@@ -33,17 +33,17 @@ class Vocabulary:
         """Refuses what no text could give.
 
         Raises:
-            AskedWrongly: There is no such kind, the size is none, or a package is missing.
+            UsageError: There is no such kind, the size is none, or a package is missing.
         """
         if self.kind not in KINDS:
-            raise AskedWrongly(f"there is no tokenizer {self.kind!r}; choose from {', '.join(KINDS)}.")
+            raise UsageError(f"there is no tokenizer {self.kind!r}; choose from {', '.join(KINDS)}.")
         if self.sentencepiece_type not in SENTENCEPIECE_TYPES:
-            raise AskedWrongly(
+            raise UsageError(
                 f"there is no SentencePiece model of type {self.sentencepiece_type!r}; choose from "
                 f"{' and '.join(SENTENCEPIECE_TYPES)}."
             )
         if self.size is not None and self.size < 1:
-            raise AskedWrongly(f"vocab_size must be at least 1, got {self.size}.")
+            raise UsageError(f"vocab_size must be at least 1, got {self.size}.")
         if self.kind == "sentencepiece":
             require_extra("sentencepiece", "a SentencePiece vocabulary", "sentencepiece")
 
@@ -54,7 +54,7 @@ class Vocabulary:
         that no model is trained on. Characters are those of both.
 
         Raises:
-            AskedWrongly: The size is too small for the bytes and characters it must hold, or too large for the text.
+            UsageError: The size is too small for the bytes and characters it must hold, or too large for the text.
         """
         try:
             if self.kind == "char":
@@ -62,15 +62,15 @@ class Vocabulary:
             if self.kind == "bpe":
                 return train_bpe(training_text(corpus), self.size or SUBWORDS)
             return train_sentencepiece(training_text(corpus), self.size or SUBWORDS, self.sentencepiece_type)
-        except AskedWrongly:
+        except UsageError:
             raise
         except ValueError as error:
-            raise AskedWrongly(str(error)) from error
+            raise UsageError(str(error)) from error
 
     def _characters(self, corpus: Corpus) -> MiniGPTTokenizer:
         tokenizer = MiniGPTTokenizer.from_iterator(corpus.chunks())
         if self.size not in (None, len(tokenizer)):
-            raise AskedWrongly(
+            raise UsageError(
                 f"{corpus.name} has {len(tokenizer.stoi)} different characters, so its character vocabulary has "
                 f"{len(tokenizer)} tokens and vocab_size cannot be {self.size}; leave it out, or take --tokenizer bpe."
             )

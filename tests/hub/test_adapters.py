@@ -18,10 +18,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from minigpt import MiniGPTConfig, MiniGPTForCausalLM, MiniGPTTokenizer
 from minigpt.cli import main
+from minigpt.errors import UsageError
 from minigpt.hub import extras
 from minigpt.hub.adapters import BASE_HASH, CONFIG, WEIGHTS, base_sha256, is_adapter, open_adapter
 from minigpt.hub.exporting.formats import export_model
-from minigpt.hub.trained import AskedWrongly, open_trained
+from minigpt.hub.trained import open_trained
 from minigpt.modeling_minigpt.generation_minigpt import lecture_generation_config
 from minigpt.training.corpus import PLAYS
 
@@ -253,7 +254,7 @@ def test_virtual_tokens_are_used_and_cannot_be_merged(
         assert main(command) == 0
         texts.append(capsys.readouterr().out)
     assert texts[0] != texts[1]
-    with pytest.raises(AskedWrongly, match=re.escape(f"the adapter in {prompted} cannot be merged into weights")):
+    with pytest.raises(UsageError, match=re.escape(f"the adapter in {prompted} cannot be merged into weights")):
         export_model(prompted, "merged")
 
 
@@ -415,7 +416,7 @@ def test_a_base_on_the_hub_that_was_never_fetched_is_refused_without_the_hub(
 ) -> None:
     change(adapter / CONFIG, base_model_name_or_path="tester/none")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(AskedWrongly, match="is an adapter for tester/none, which is neither"):
+    with pytest.raises(UsageError, match="is an adapter for tester/none, which is neither"):
         open_adapter(adapter)
 
 
@@ -425,7 +426,7 @@ def test_of_an_adapter_on_the_hub_no_file_in_the_cache_is_named(hub: "Hub", adap
     (adapter / "README.md").unlink()  # the form of PEFT names the folder, and the Hub takes no such metadata
     HfApi().create_repo("tester/adapter")
     HfApi().upload_folder(repo_id="tester/adapter", folder_path=adapter)
-    with pytest.raises(AskedWrongly) as refusal:
+    with pytest.raises(UsageError) as refusal:
         open_trained("tester/adapter", "cpu")
     assert str(refusal.value) == (
         f"tester/adapter is an adapter for {base}, which is neither a folder nor a model that the Hub gives out; "

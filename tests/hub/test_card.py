@@ -23,10 +23,10 @@ from minigpt import (
     MiniGPTTokenizer,
     train,
 )
+from minigpt.errors import UsageError
 from minigpt.hub.publishing.card import is_generated, model_card
 from minigpt.hub.publishing.known_texts import KNOWN_TEXTS
 from minigpt.hub.publishing.saved_folder import read_saved_folder
-from minigpt.hub.trained import AskedWrongly
 from minigpt.training.corpus import PLAYS
 from minigpt.training.tiny_shakespeare import SHA256
 from tests.hub.without_package import WITHOUT_PACKAGE
@@ -381,13 +381,13 @@ def test_a_checkpoint_says_how_far_it_is_and_how_it_did(run: Path) -> None:
 @pytest.mark.parametrize("damage", ['{"losses": ', "[]", "{}", '{"preset": "seed", "model": null}'])
 def test_a_damaged_report_is_refused_by_name(run: Path, damage: str) -> None:
     (run / "run.json").write_text(damage, encoding="utf-8")
-    with pytest.raises(AskedWrongly, match=r"run\.json") as refusal:
+    with pytest.raises(UsageError, match=r"run\.json") as refusal:
         model_card(run)
     assert len(str(refusal.value).splitlines()) == 1
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(AskedWrongly, match=r"holds no model: it has no config\.json"):
+    with pytest.raises(UsageError, match=r"holds no model: it has no config\.json"):
         model_card(tmp_path)
 
 
@@ -481,10 +481,10 @@ def test_the_form_that_a_models_own_push_leaves_is_filled_in(run: Path) -> None:
 
 def test_metadata_that_cannot_be_read_is_refused_by_place(run: Path) -> None:
     broken = "---\nlicense: [mit\n---\n"
-    with pytest.raises(AskedWrongly, match=r"the card of me/poet cannot be read .*; correct it\.$"):
+    with pytest.raises(UsageError, match=r"the card of me/poet cannot be read .*; correct it\.$"):
         model_card(run, "me/poet", broken)
     (run / "README.md").write_text(broken, encoding="utf-8")
-    with pytest.raises(AskedWrongly, match=r"README\.md cannot be read .*; correct it\.$"):
+    with pytest.raises(UsageError, match=r"README\.md cannot be read .*; correct it\.$"):
         model_card(run)
 
 

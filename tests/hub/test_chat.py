@@ -15,9 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minigpt import BigramConfig, BigramForCausalLM, MiniGPTConfig, MiniGPTForCausalLM, MiniGPTTokenizer
 from minigpt.cli import main
+from minigpt.errors import UsageError
 from minigpt.hub.chatting.chat import HELP, chat
 from minigpt.hub.chatting.streaming import TokenStreamer
-from minigpt.hub.trained import AskedWrongly
 from minigpt.modeling_minigpt.generation_minigpt import lecture_generation_config
 from minigpt.tokenization.subword import train_bpe
 from minigpt.training.finetuning.chat_template import CHAT_TEMPLATE
@@ -292,7 +292,7 @@ def test_a_system_message_that_the_template_has_no_place_for_is_refused(
 
 def test_a_template_that_the_vocabulary_cannot_write_is_refused_before_anything_is_said(talk: Talk) -> None:
     tokenizer = instructed("{% for message in messages %}[{{ message.content }}]{% endfor %}")
-    with pytest.raises(AskedWrongly, match=r"chat template cannot be written: .*'\['"):
+    with pytest.raises(UsageError, match=r"chat template cannot be written: .*'\['"):
         talk(build(tokenizer), tokenizer, "hi")
 
 
@@ -425,7 +425,7 @@ def test_a_line_ends_where_the_vocabulary_has_lines(
 def test_a_system_message_without_a_template_is_refused(talk: Talk, tmp_path: Path) -> None:
     tokenizer = instructed(None)
     model = build(tokenizer)
-    with pytest.raises(AskedWrongly, match="write it into the text"):
+    with pytest.raises(UsageError, match="write it into the text"):
         talk(model, tokenizer, "hi", system="be brief")
     assert "write it into the text" in talk(model, tokenizer, "!system be brief")[1]
 

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from minigpt.errors import UsageError
 from minigpt.hub.extras import require_extra
 from minigpt.hub.folders import check_output, staged_folder
-from minigpt.hub.trained import AskedWrongly
 
 
 def test_a_folder_appears_when_it_is_whole(tmp_path: Path) -> None:
@@ -45,14 +45,14 @@ def test_what_holds_something_is_refused_before_the_work(tmp_path: Path) -> None
         ("full", "already holds something"),
         ("file/below", "cannot be written"),
     ):
-        with pytest.raises(AskedWrongly, match=reason), staged_folder(tmp_path / name):
+        with pytest.raises(UsageError, match=reason), staged_folder(tmp_path / name):
             pytest.fail("the work has started")
 
 
 def test_a_folder_that_would_be_refused_is_refused_early_and_nothing_is_made(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thing").write_text("", encoding="utf-8")
-    with pytest.raises(AskedWrongly, match="already holds something"):
+    with pytest.raises(UsageError, match="already holds something"):
         check_output(tmp_path / "full")
     check_output(tmp_path / "full", overwrite=True)
     check_output(tmp_path / "deep" / "model")
@@ -61,5 +61,5 @@ def test_a_folder_that_would_be_refused_is_refused_early_and_nothing_is_made(tmp
 
 def test_a_missing_extra_is_one_sentence_that_says_what_to_install() -> None:
     require_extra("onnx", "it", "json")
-    with pytest.raises(AskedWrongly, match=r"^the export needs no_such_module: pip install 'minigpt-hf\[onnx\]'\.$"):
+    with pytest.raises(UsageError, match=r"^the export needs no_such_module: pip install 'minigpt-hf\[onnx\]'\.$"):
         require_extra("onnx", "the export", "json", "no_such_module")

@@ -7,10 +7,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from minigpt import MiniGPTForCausalLM, MiniGPTTokenizer
+from minigpt.errors import UsageError
 from minigpt.hub import extras
 from minigpt.hub.exporting.gguf_file import export_gguf
 from minigpt.hub.stock.conversion import to_stock
-from minigpt.hub.trained import AskedWrongly
 from minigpt.modeling_minigpt.generation_minigpt import lecture_generation_config
 from minigpt.tokenization.subword import train_bpe
 from tests.hub.stock_shapes import GPT2, LLAMA, NANOCHAT, QWEN3, draw_ids, minigpt
@@ -163,7 +163,7 @@ def test_the_file_says_what_llama_cpp_asks_for(tmp_path: Path) -> None:
 def test_a_switch_in_the_way_is_named(
     fields: dict[str, Any], nearest: str, switches: list[str], tmp_path: Path
 ) -> None:
-    with pytest.raises(AskedWrongly) as caught:
+    with pytest.raises(UsageError) as caught:
         export_gguf(*build(**fields), tmp_path)
     assert str(caught.value).startswith(f"{nearest} in a GGUF file cannot express ")
     assert all(switch in str(caught.value) for switch in switches)
@@ -173,6 +173,6 @@ def test_a_switch_in_the_way_is_named(
 
 def test_a_missing_package_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extras, "find_spec", lambda module: None)
-    with pytest.raises(AskedWrongly, match=r"the export to GGUF needs gguf: pip install 'minigpt-hf\[gguf\]'"):
+    with pytest.raises(UsageError, match=r"the export to GGUF needs gguf: pip install 'minigpt-hf\[gguf\]'"):
         export_gguf(*build(**GELU_NEW), tmp_path)
     assert list(tmp_path.iterdir()) == []

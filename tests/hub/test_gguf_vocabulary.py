@@ -6,8 +6,8 @@ from transformers import GPT2Tokenizer, PreTrainedTokenizerBase, TokenizersBacke
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from minigpt import MiniGPTTokenizer
+from minigpt.errors import UsageError
 from minigpt.hub.exporting.gguf_vocabulary import CONTROL, NORMAL, UNUSED, USER_DEFINED, Vocabulary, gguf_vocabulary
-from minigpt.hub.trained import AskedWrongly
 from minigpt.tokenization.subword import train_bpe, train_sentencepiece
 from minigpt.training.corpus import PLAYS
 
@@ -88,7 +88,7 @@ def spaced() -> PreTrainedTokenizerBase:
     [(unigram, "Unigram"), (word_level, "WordLevel after Whitespace"), (spaced, "BPE after ByteLevel")],
 )
 def test_other_vocabularies_are_refused_by_their_kind(build: object, kind: str) -> None:
-    with pytest.raises(AskedWrongly, match=rf"and this one is {kind}; export to a stock architecture instead\.$"):
+    with pytest.raises(UsageError, match=rf"and this one is {kind}; export to a stock architecture instead\.$"):
         gguf_vocabulary(build(), 9)  # type: ignore[operator]
 
 
@@ -96,5 +96,5 @@ def test_other_vocabularies_are_refused_by_their_kind(build: object, kind: str) 
 @pytest.mark.parametrize("model_type", ["unigram", "bpe"])
 def test_a_sentencepiece_vocabulary_is_refused_by_that_name(model_type: str) -> None:
     tokenizer = train_sentencepiece([PLAYS.read_text(encoding="utf-8")[:5_000]], 350, model_type)
-    with pytest.raises(AskedWrongly, match=r"and this one is SentencePiece's; export to a stock architecture instead"):
+    with pytest.raises(UsageError, match=r"and this one is SentencePiece's; export to a stock architecture instead"):
         gguf_vocabulary(tokenizer, len(tokenizer))

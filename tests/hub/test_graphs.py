@@ -13,8 +13,8 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
+from minigpt.errors import UsageError
 from minigpt.hub.exporting.graphs import export_onnx, export_torch
-from minigpt.hub.trained import AskedWrongly
 from minigpt.modeling_minigpt.configuration_bigram import BigramConfig
 from minigpt.modeling_minigpt.configuration_minigpt import MiniGPTConfig
 from minigpt.modeling_minigpt.generation_minigpt import lecture_generation_config
@@ -297,7 +297,7 @@ def test_a_bigram_becomes_an_onnx_file_that_looks_at_nothing_but_the_tokens(tmp_
 def test_another_model_is_refused(tmp_path: Path) -> None:
     stranger = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=1))
     for export in (export_torch, export_onnx):
-        with pytest.raises(AskedWrongly, match="a GPT2LMHeadModel, and only a MiniGPT or a bigram"):
+        with pytest.raises(UsageError, match="a GPT2LMHeadModel, and only a MiniGPT or a bigram"):
             export(stranger, TOKENIZER, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -305,7 +305,7 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
 def test_a_missing_extra_is_refused_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("minigpt.hub.extras.find_spec", lambda module: None)
     model = draw_model(BigramForCausalLM(BigramConfig(vocab_size=len(TOKENIZER))))
-    with pytest.raises(AskedWrongly, match=r"^an ONNX file needs onnx, .*: pip install 'minigpt-hf\[onnx\]'\.$"):
+    with pytest.raises(UsageError, match=r"^an ONNX file needs onnx, .*: pip install 'minigpt-hf\[onnx\]'\.$"):
         export_onnx(model, TOKENIZER, tmp_path)
     assert list(tmp_path.iterdir()) == []
 

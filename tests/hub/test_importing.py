@@ -22,9 +22,9 @@ from transformers import (
 
 from minigpt import MiniGPTConfig, MiniGPTForCausalLM, MiniGPTTokenizer
 from minigpt.cli import main
+from minigpt.errors import UsageError
 from minigpt.hub.importing import sources
 from minigpt.hub.importing.sources import import_model
-from minigpt.hub.trained import AskedWrongly
 from minigpt.training.corpus import PLAYS
 from tests.hub.double import Hub
 from tests.hub.foreign_models import LectureBigram, LectureGPT, NanoGPT, save_nanogpt, sharpen, write
@@ -109,7 +109,7 @@ def test_a_data_set_named_like_a_path_leads_nowhere(tmp_path: Path) -> None:
     save_meta(tmp_path / "meta.pkl")
     (tmp_path / "out").mkdir()
     checkpoint = save_nanogpt(NanoGPT(), tmp_path / "out" / "ckpt.pt", config={"dataset": "../../" + tmp_path.name})
-    with pytest.raises(AskedWrongly, match="does not say what they stand for"):
+    with pytest.raises(UsageError, match="does not say what they stand for"):
         import_model(checkpoint, tmp_path / "model")
 
 
@@ -274,7 +274,7 @@ def test_a_vocabulary_that_does_not_fit_is_refused_and_nothing_is_written(
     checkpoint: Path, tmp_path: Path, give: Any, reason: str
 ) -> None:
     given = give(tmp_path)
-    with pytest.raises(AskedWrongly, match=reason):
+    with pytest.raises(UsageError, match=reason):
         import_model(checkpoint, tmp_path / "runs" / "model", **given)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["given", "out"]
 
@@ -325,7 +325,7 @@ def test_a_stock_models_folder_is_imported_with_its_tokenizer(subwords: Path, tm
     if beside:
         shutil.copytree(subwords, tmp_path / "gpt2", dirs_exist_ok=True)
     else:
-        with pytest.raises(AskedWrongly, match=r"gpt2 holds no tokenizer; give --tokenizer"):
+        with pytest.raises(UsageError, match=r"gpt2 holds no tokenizer; give --tokenizer"):
             import_model(tmp_path / "gpt2", tmp_path / "model")
     folder = import_model(tmp_path / "gpt2", tmp_path / "model", tokenizer=None if beside else subwords)
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
@@ -391,7 +391,7 @@ def test_what_cannot_be_imported_is_refused_and_nothing_is_written(
     monkeypatch.chdir(tmp_path)
     source = make(tmp_path)
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(AskedWrongly, match=reason):
+    with pytest.raises(UsageError, match=reason):
         import_model(source, tmp_path / "runs" / "new")
     assert sorted(tmp_path.iterdir()) == before
 
@@ -412,14 +412,14 @@ def test_a_folder_with_a_damaged_config_is_said_so(tmp_path: Path) -> None:
 
 def test_a_minigpt_on_the_hub_is_one_already(tmp_path: Path, hub: Hub) -> None:
     hub.create("tester/model", **{"config.json": MiniGPTConfig().to_json_string().encode()})
-    with pytest.raises(AskedWrongly, match=r"^tester/model is a MiniGPT already"):
+    with pytest.raises(UsageError, match=r"^tester/model is a MiniGPT already"):
         import_model("tester/model", tmp_path / "model")
 
 
 @pytest.mark.parametrize("asked", [{"meta": "m.pkl"}, {"text": "t.txt"}, {"n_head": 2}, {"attention_scale": "n_embd"}])
 def test_what_a_stock_model_says_itself_is_not_asked_for(tmp_path: Path, asked: dict[str, Any]) -> None:
     tiny_gpt2().save_pretrained(tmp_path / "gpt2")
-    with pytest.raises(AskedWrongly, match=rf"is a stock model and says it itself; leave --{next(iter(asked))} out"):
+    with pytest.raises(UsageError, match=rf"is a stock model and says it itself; leave --{next(iter(asked))} out"):
         import_model(tmp_path / "gpt2", tmp_path / "model", **asked)
 
 
@@ -430,7 +430,7 @@ def test_an_output_that_holds_something_is_kept_unless_it_is_to_be_replaced(chec
     meta = save_meta(tmp_path / "meta.pkl")
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine").write_text("mine", encoding="utf-8")
-    with pytest.raises(AskedWrongly, match="already holds something"):
+    with pytest.raises(UsageError, match="already holds something"):
         import_model(checkpoint, tmp_path / "model", meta=meta)
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["mine"]
     import_model(checkpoint, tmp_path / "model", meta=meta, overwrite=True)
@@ -443,7 +443,7 @@ def test_what_is_read_is_never_replaced_by_what_is_made_of_it(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     meta = save_meta(tmp_path / "vocabulary" / "meta.pkl")
-    with pytest.raises(AskedWrongly, match=rf"^{output} holds \S+ itself; name another --output"):
+    with pytest.raises(UsageError, match=rf"^{output} holds \S+ itself; name another --output"):
         import_model(checkpoint, output, meta=meta, overwrite=True)
     assert checkpoint.is_file()
     assert meta.is_file()
@@ -530,7 +530,7 @@ def test_weights_of_a_training_that_diverged_are_refused(tmp_path: Path) -> None
     with torch.no_grad():
         oracle.transformer.wpe.weight[0, 0] = torch.nan
     checkpoint = save_nanogpt(oracle, tmp_path / "ckpt.pt")
-    with pytest.raises(AskedWrongly, match=r"ckpt\.pt holds numbers that are not finite \(they would be \S+\)"):
+    with pytest.raises(UsageError, match=r"ckpt\.pt holds numbers that are not finite \(they would be \S+\)"):
         import_model(checkpoint, tmp_path / "model", meta=save_meta(tmp_path / "meta.pkl"))
     assert not (tmp_path / "model").exists()
 

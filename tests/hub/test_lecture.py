@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from minigpt import BigramForCausalLM, MiniGPTConfig, MiniGPTForCausalLM, MiniGPTTokenizer, TextbookGPT
+from minigpt.errors import UsageError
 from minigpt.hub.importing.sources import import_model
-from minigpt.hub.trained import AskedWrongly
 from minigpt.modeling_minigpt.textbook import lecture_weights
 from minigpt.training.corpus import PLAYS
 from tests.hub.foreign_models import LectureBigram, LectureGPT, sharpen, write
@@ -182,7 +182,7 @@ def test_other_stages_of_the_script_are_refused_by_the_first_weight_that_differs
     tmp_path: Path, text: Path, weights: dict[str, torch.Tensor], reason: str
 ) -> None:
     torch.save(weights, tmp_path / "lecture.pt")
-    with pytest.raises(AskedWrongly, match=reason):
+    with pytest.raises(UsageError, match=reason):
         import_model(tmp_path / "lecture.pt", tmp_path / "model", text=text)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["input.txt", "lecture.pt"]
 
@@ -210,11 +210,11 @@ def test_what_contradicts_the_weights_is_refused(
     tmp_path: Path, text: Path, asked: dict[str, object], reason: str
 ) -> None:
     source = save(LectureGPT(8), tmp_path)
-    with pytest.raises(AskedWrongly, match=reason):
+    with pytest.raises(UsageError, match=reason):
         import_model(source, tmp_path / "model", text=text, **asked)
 
 
 def test_a_bigram_has_no_heads_to_count(tmp_path: Path, text: Path) -> None:
     source = save(LectureBigram(8), tmp_path)
-    with pytest.raises(AskedWrongly, match=r"is a bigram, which has no such thing; leave --n_head out"):
+    with pytest.raises(UsageError, match=r"is a bigram, which has no such thing; leave --n_head out"):
         import_model(source, tmp_path / "model", text=text, n_head=2)

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from minigpt import MiniGPTForCausalLM, MiniGPTTokenizer
+from minigpt.errors import UsageError
 from minigpt.hub.importing.sources import import_model
-from minigpt.hub.trained import AskedWrongly
 from tests.hub.foreign_models import NanoGPT, save_nanogpt, sharpen, write
 
 # In an order that no sorting gives: the ids have to be kept.
@@ -124,7 +124,7 @@ def test_weights_alone_are_imported_when_the_heads_are_counted(tmp_path: Path, k
     else:
         torch.save({"model_state_dict": weights, "epoch": 3} if kind == "under a name" else weights, source)
     meta = save_meta(tmp_path)
-    with pytest.raises(AskedWrongly, match=r"holds weights alone, which do not say how many heads .*; give --n_head"):
+    with pytest.raises(UsageError, match=r"holds weights alone, which do not say how many heads .*; give --n_head"):
         import_model(source, tmp_path / "model", meta=meta)
     model = assert_same_logits(import_model(source, tmp_path / "model", meta=meta, n_head=3), oracle)
     assert model.config.tie_word_embeddings
@@ -193,7 +193,7 @@ def test_what_is_not_nanogpts_is_refused_by_name_and_nothing_is_written(
     tmp_path: Path, changes: dict[str, Any], reason: str
 ) -> None:
     checkpoint, meta = save_nanogpt(NanoGPT(), tmp_path / "ckpt.pt", **changes), save_meta(tmp_path)
-    with pytest.raises((AskedWrongly, StrictDataclassError), match=reason):
+    with pytest.raises((UsageError, StrictDataclassError), match=reason):
         import_model(checkpoint, tmp_path / "runs" / "model", meta=meta)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ckpt.pt", "meta.pkl"]
 
@@ -201,11 +201,11 @@ def test_what_is_not_nanogpts_is_refused_by_name_and_nothing_is_written(
 def test_heads_said_twice_must_agree(tmp_path: Path) -> None:
     checkpoint, meta = save_nanogpt(NanoGPT(), tmp_path / "ckpt.pt"), save_meta(tmp_path)
     import_model(checkpoint, tmp_path / "model", meta=meta, n_head=3)
-    with pytest.raises(AskedWrongly, match="has n_head=3; leave --n_head 4 out"):
+    with pytest.raises(UsageError, match="has n_head=3; leave --n_head 4 out"):
         import_model(checkpoint, tmp_path / "other", meta=meta, n_head=4)
 
 
 def test_a_scale_is_not_nanogpts_to_choose(tmp_path: Path) -> None:
     checkpoint, meta = save_nanogpt(NanoGPT(), tmp_path / "ckpt.pt"), save_meta(tmp_path)
-    with pytest.raises(AskedWrongly, match="leave --attention_scale out"):
+    with pytest.raises(UsageError, match="leave --attention_scale out"):
         import_model(checkpoint, tmp_path / "model", meta=meta, attention_scale="n_embd")

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import nn
 
+from minigpt.errors import UsageError
 from minigpt.hub.importing import pickles
 from minigpt.hub.importing.pickles import META_BYTES, load_checkpoint, load_meta
-from minigpt.hub.trained import AskedWrongly
 from tests.hub.foreign_models import NanoGPT, save_nanogpt
 
 CHARACTERS = ["z", "\n", "é", "𝄞", "a"]
@@ -117,7 +117,7 @@ def test_a_crafted_meta_is_refused_in_one_sentence_and_runs_nothing(
     proof = tmp_path / "proof"
     path = tmp_path / "meta.pkl"
     path.write_bytes(craft(proof))
-    with pytest.raises(AskedWrongly, match=r"^.*meta\.pkl is not nanoGPT's vocabulary of characters: .*--text\.$"):
+    with pytest.raises(UsageError, match=r"^.*meta\.pkl is not nanoGPT's vocabulary of characters: .*--text\.$"):
         load_meta(path)
     assert not proof.exists()
 
@@ -136,13 +136,13 @@ def test_the_unpickler_alone_runs_nothing_either(tmp_path: Path, name: str, monk
     monkeypatch.setattr(pickles.pickletools, "genops", lambda content: ())
     proof = tmp_path / "proof"
     (tmp_path / "meta.pkl").write_bytes(CRAFTED[name](proof))
-    with pytest.raises(AskedWrongly):
+    with pytest.raises(UsageError):
         load_meta(tmp_path / "meta.pkl")
     assert not proof.exists()
 
 
 def test_a_meta_that_is_not_there_is_said_so(tmp_path: Path) -> None:
-    with pytest.raises(AskedWrongly, match=r"meta\.pkl cannot be read: No such file"):
+    with pytest.raises(UsageError, match=r"meta\.pkl cannot be read: No such file"):
         load_meta(tmp_path / "meta.pkl")
 
 
@@ -160,16 +160,14 @@ def test_checkpoints_of_both_formats_are_read(tmp_path: Path, new_format: bool) 
 def test_a_crafted_checkpoint_is_refused_and_runs_nothing(tmp_path: Path, new_format: bool) -> None:
     proof = tmp_path / "proof"
     torch.save({"model": Running(proof)}, tmp_path / "w.pt", _use_new_zipfile_serialization=new_format)
-    with pytest.raises(AskedWrongly, match=r"holds a Python object \(\S+\), and loading it would run code; save"):
+    with pytest.raises(UsageError, match=r"holds a Python object \(\S+\), and loading it would run code; save"):
         load_checkpoint(tmp_path / "w.pt")
     assert not proof.exists()
 
 
 def test_a_whole_model_and_a_program_are_refused_with_the_remedy(tmp_path: Path) -> None:
     torch.save(nn.Linear(2, 2), tmp_path / "w.pt")
-    with pytest.raises(
-        AskedWrongly, match=r"\(torch\.nn\.modules\.linear\.Linear\).*torch\.save\(model\.state_dict\(\)"
-    ):
+    with pytest.raises(UsageError, match=r"\(torch\.nn\.modules\.linear\.Linear\).*torch\.save\(model\.state_dict\(\)"):
         load_checkpoint(tmp_path / "w.pt")
 
 
@@ -188,16 +186,16 @@ def damage(content: bytes, kind: str) -> bytes:
 def test_a_damaged_checkpoint_is_refused_in_one_sentence(tmp_path: Path, kind: str) -> None:
     path = save_nanogpt(NanoGPT(), tmp_path / "ckpt.pt")
     path.write_bytes(damage(path.read_bytes(), kind))
-    with pytest.raises(AskedWrongly, match=r"^\S+ckpt\.pt is damaged.*; copy or save it again\.$"):
+    with pytest.raises(UsageError, match=r"^\S+ckpt\.pt is damaged.*; copy or save it again\.$"):
         load_checkpoint(path)
 
 
 def test_a_checkpoint_that_is_not_there_is_said_so(tmp_path: Path) -> None:
-    with pytest.raises(AskedWrongly, match="cannot be read: No such file"):
+    with pytest.raises(UsageError, match="cannot be read: No such file"):
         load_checkpoint(tmp_path / "ckpt.pt")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such permission")
 def test_a_checkpoint_that_may_not_be_read_is_said_so(tmp_path: Path) -> None:
-    with pytest.raises(AskedWrongly, match="cannot be read: Is a directory"):
+    with pytest.raises(UsageError, match="cannot be read: Is a directory"):
         load_checkpoint(tmp_path)

@@ -30,10 +30,10 @@ from minigpt import (
     MiniGPTTokenizer,
 )
 from minigpt.cli import main
+from minigpt.errors import UsageError
 from minigpt.hub.publishing.card import model_card
 from minigpt.hub.publishing.ongoing import open_repository, push_checkpoint
 from minigpt.hub.publishing.publish import push_folder
-from minigpt.hub.trained import AskedWrongly
 from minigpt.training.corpus import PLAYS
 from tests.hub.double import UPLOAD
 
@@ -386,7 +386,7 @@ def test_a_token_that_cannot_be_sent_is_refused_and_not_shown(
         lambda: open_repository("tiny", "minigpt", token=token),
         lambda: push_checkpoint(run / "checkpoint-4", "tester/tiny", token=token, commit_message="A save"),
     ):
-        with pytest.raises(AskedWrongly, match="holds a character that no token has") as caught:
+        with pytest.raises(UsageError, match="holds a character that no token has") as caught:
             push()
         assert "secret" not in "".join(traceback.format_exception(caught.value))
     assert hub.requests == []

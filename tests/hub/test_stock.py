@@ -22,8 +22,8 @@ from transformers import (
 )
 
 from minigpt import BigramConfig, BigramForCausalLM, MiniGPTForCausalLM, MiniGPTTokenizer
+from minigpt.errors import UsageError
 from minigpt.hub.stock.conversion import ARCHITECTURES, from_stock, import_stock, save_stock, to_stock
-from minigpt.hub.trained import AskedWrongly
 from minigpt.modeling_minigpt.generation_minigpt import lecture_generation_config
 from minigpt.training.presets import PRESETS
 from tests.hub.stock_shapes import BLOCK, GPT2, LLAMA, NANOCHAT, PURE, QWEN3, VOCABULARY, draw_ids, minigpt, sharpen
@@ -188,7 +188,7 @@ IMPOSSIBLE = [
 @pytest.mark.parametrize(("architecture", "change"), IMPOSSIBLE, ids=str)
 def test_a_switch_in_the_way_is_named_in_one_sentence(architecture: str, change: dict[str, Any]) -> None:
     switch = next(iter(change))
-    with pytest.raises(AskedWrongly) as caught:
+    with pytest.raises(UsageError) as caught:
         to_stock(minigpt(**{**PURE[architecture], **change}), architecture)
     sentence = str(caught.value)
     assert sentence.startswith(f"{architecture} cannot express ")
@@ -204,12 +204,12 @@ def test_the_lectures_head_is_refused_with_the_presets_to_train_instead() -> Non
         r"train --preset nano-cpu or nano, or this model with --lm_head_bias False, and export that --to gpt2\.$"
     )
     lecture = PRESETS["seed"].build_config(vocab_size=VOCABULARY, n_embd=8, n_layer=1)
-    with pytest.raises(AskedWrongly, match=sentence):
+    with pytest.raises(UsageError, match=sentence):
         to_stock(MiniGPTForCausalLM(lecture), "gpt2")
 
 
 def test_an_architecture_that_can_is_named_where_the_one_asked_for_cannot() -> None:
-    with pytest.raises(AskedWrongly, match=r"; --to gpt2 can\.$"):
+    with pytest.raises(UsageError, match=r"; --to gpt2 can\.$"):
         to_stock(minigpt(**GPT2), "llama")
 
 
@@ -224,7 +224,7 @@ def test_a_bigram_and_a_stock_model_are_refused() -> None:
     bigram = BigramForCausalLM(BigramConfig(vocab_size=VOCABULARY))
     stock = to_stock(minigpt(**GPT2), "gpt2")
     for model, reason in ((bigram, "a bigram is one table"), (stock, "this is a GPT2LMHeadModel")):
-        with pytest.raises(AskedWrongly, match=reason):
+        with pytest.raises(UsageError, match=reason):
             to_stock(model, "gpt2")
 
 
@@ -355,7 +355,7 @@ def test_a_stock_model_comes_back_weight_for_weight(architecture: str) -> None:
     ids=["cross-attention", "gelu gate", "bloom", "classifier"],
 )
 def test_what_a_minigpt_cannot_be_is_refused_by_name(build: Any, reason: str) -> None:
-    with pytest.raises(AskedWrongly, match=reason):
+    with pytest.raises(UsageError, match=reason):
         from_stock(build())
 
 
@@ -403,9 +403,7 @@ def test_weights_that_are_missing_or_too_many_are_named(folder: Path) -> None:
     config = GPT2Config.from_pretrained(folder)
     config.n_layer = 3
     config.save_pretrained(folder)
-    with pytest.raises(
-        AskedWrongly, match=r"is not a whole GPT2LMHeadModel: transformer\.h\.2\.\S+, .* and 9 more are"
-    ):
+    with pytest.raises(UsageError, match=r"is not a whole GPT2LMHeadModel: transformer\.h\.2\.\S+, .* and 9 more are"):
         import_stock(folder)
 
 
@@ -414,10 +412,10 @@ def test_quantized_weights_and_other_architectures_are_refused_before_they_are_l
     config = folder / "config.json"
     text = config.read_text(encoding="utf-8")
     config.write_text(text.replace("{", '{"quantization_config": {"quant_method": "gptq"},', 1), encoding="utf-8")
-    with pytest.raises(AskedWrongly, match="are quantized"):
+    with pytest.raises(UsageError, match="are quantized"):
         import_stock(folder)
     config.write_text(text.replace('"gpt2"', '"bloom"'), encoding="utf-8")
-    with pytest.raises(AskedWrongly, match="a model of the type bloom cannot"):
+    with pytest.raises(UsageError, match="a model of the type bloom cannot"):
         import_stock(folder)
     config.write_text(text, encoding="utf-8")
     with pytest.raises(OSError, match=r"^the weights of \S+ cannot be read"):

@@ -16,10 +16,10 @@ from safetensors.torch import load
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from minigpt.cli import main
+from minigpt.errors import UsageError
 from minigpt.hub.adapters import base_sha256
 from minigpt.hub.publishing.card import is_generated
 from minigpt.hub.publishing.refusals import PushFailed
-from minigpt.hub.trained import AskedWrongly
 from minigpt.training import publishing
 from minigpt.training.batches import RandomCrops, collate
 from minigpt.training.checkpoints import all_checkpoints, checkpoint_fault
@@ -326,7 +326,7 @@ def test_a_trainer_finds_a_wrong_token_before_it_trains(
 def test_a_trainers_token_that_cannot_be_sent_is_refused_and_not_shown(
     hub: "Hub", pushing: Any, build_trainer: Any, command: list[str], capsys: pytest.CaptureFixture[str], token: str
 ) -> None:
-    with pytest.raises(AskedWrongly, match="holds a character that no token has") as caught:
+    with pytest.raises(UsageError, match="holds a character that no token has") as caught:
         build_trainer(pushing(hub_token=token))
     assert "secret" not in "".join(traceback.format_exception(caught.value))
     assert main([*command, "--hub_token", token]) == 2
@@ -335,7 +335,7 @@ def test_a_trainers_token_that_cannot_be_sent_is_refused_and_not_shown(
 
 
 def test_a_model_without_its_tokenizer_is_not_pushed(hub: "Hub", pushing: Any, build_trainer: Any) -> None:
-    with pytest.raises(AskedWrongly, match="give it as processing_class"):
+    with pytest.raises(UsageError, match="give it as processing_class"):
         build_trainer(pushing(), processing_class=None)
 
 
@@ -593,14 +593,14 @@ def test_every_save_of_an_adapter_is_on_the_hub_and_loads(hub: "Hub", pushing: A
 def test_an_adapter_whose_base_is_on_this_machine_alone_is_not_trained_in_vain(
     hub: "Hub", pushing: Any, build_adapted: Any, tmp_path: Path
 ) -> None:
-    with pytest.raises(AskedWrongly, match="which is on this machine alone; push that first"):
+    with pytest.raises(UsageError, match="which is on this machine alone; push that first"):
         build_adapted(pushing(), tmp_path / "base")
     assert ("models", POET) not in hub.repositories
 
 
 def test_the_oldest_models_of_the_hub_have_no_owner_and_are_no_folders(tmp_path: Path) -> None:
     publishing.check_base_is_published("gpt2")
-    with pytest.raises(AskedWrongly, match="on this machine alone"):
+    with pytest.raises(UsageError, match="on this machine alone"):
         publishing.check_base_is_published(str(tmp_path))
 
 
@@ -608,9 +608,7 @@ def test_the_oldest_models_of_the_hub_have_no_owner_and_are_no_folders(tmp_path:
 def test_an_adapter_is_not_trained_to_be_pushed_over_a_whole_model(
     hub: "Hub", pushing: Any, build_adapted: Any
 ) -> None:
-    with pytest.raises(
-        AskedWrongly, match="holds a model of type 'minigpt' already and what is to be trained is an ad"
-    ):
+    with pytest.raises(UsageError, match="holds a model of type 'minigpt' already and what is to be trained is an ad"):
         build_adapted(pushing(hub_model_id="tester/base"))
 
 

@@ -6,7 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from minigpt.cli import main
-from minigpt.hub.trained import AskedWrongly
+from minigpt.errors import UsageError
 from minigpt.modeling_minigpt.configuration_minigpt import MiniGPTConfig
 from minigpt.modeling_minigpt.modeling_minigpt import MiniGPTForCausalLM
 from minigpt.training.corpus import PLAYS, load_text
@@ -155,9 +155,9 @@ def test_a_vocabulary_that_cannot_be_is_refused_before_anything_is_written(
 
 def test_a_missing_sentencepiece_is_one_line_that_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("minigpt.hub.extras.find_spec", lambda module: None)
-    with pytest.raises(AskedWrongly, match=r"pip install 'minigpt-hf\[sentencepiece\]'"):
+    with pytest.raises(UsageError, match=r"pip install 'minigpt-hf\[sentencepiece\]'"):
         Vocabulary("sentencepiece").check()
-    with pytest.raises(AskedWrongly, match="there is no tokenizer 'words'"):
+    with pytest.raises(UsageError, match="there is no tokenizer 'words'"):
         Vocabulary("words").check()
-    with pytest.raises(AskedWrongly, match="there is no SentencePiece model of type 'word'"):
+    with pytest.raises(UsageError, match="there is no SentencePiece model of type 'word'"):
         Vocabulary("sentencepiece", sentencepiece_type="word").check()

@@ -6,8 +6,8 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from minigpt.errors import UsageError
 from minigpt.hub.chatting.conversation import Continuation, Conversation, Partner
-from minigpt.hub.trained import AskedWrongly
 from minigpt.tokenization.tokenization_minigpt import UnknownCharacterError
 
 # Spelled as in `transformers chat`, which has no word for the system message.
@@ -32,7 +32,7 @@ def chat(
         **sampling: Arguments of `generate()`; for what is not given, the model's generation config decides.
 
     Raises:
-        AskedWrongly: There is no place for `system`, or the chat template cannot be written in the vocabulary.
+        UsageError: There is no place for `system`, or the chat template cannot be written in the vocabulary.
         UnknownCharacterError: A character vocabulary lacks a character of `system`.
     """
     has_template = bool(getattr(tokenizer, "chat_template", None))
@@ -48,7 +48,7 @@ def chat(
                 _obey(partner, line)
             else:
                 partner.answer(line)
-        except (AskedWrongly, UnknownCharacterError) as error:
+        except (UsageError, UnknownCharacterError) as error:
             print(f"minigpt: {str(error).rstrip('.')}.", file=sys.stderr)
 
 
@@ -61,7 +61,7 @@ def _obey(partner: Partner, line: str) -> None:
     elif command == "!help":
         print(HELP, file=sys.stderr)
     else:
-        raise AskedWrongly(f"{command!r} is no command; !help lists them.")
+        raise UsageError(f"{command!r} is no command; !help lists them.")
 
 
 def _read_line() -> str | None:

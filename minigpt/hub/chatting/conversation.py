@@ -7,8 +7,9 @@ from typing import Any, Protocol
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from minigpt.errors import UsageError
 from minigpt.hub.chatting.streaming import TokenStreamer
-from minigpt.hub.trained import AskedWrongly, encode_prompt
+from minigpt.hub.trained import encode_prompt
 
 Message = dict[str, str]
 
@@ -40,7 +41,7 @@ class Conversation:
         sampling: Arguments of `generate()`.
 
     Raises:
-        AskedWrongly: The template needs characters that the vocabulary lacks.
+        UsageError: The template needs characters that the vocabulary lacks.
     """
 
     model: PreTrainedModel
@@ -58,14 +59,14 @@ class Conversation:
         try:
             self.tokenizer(rendered, add_special_tokens=False, errors="strict")
         except ValueError as error:
-            raise AskedWrongly(f"the model's chat template cannot be written: {error}.") from error
+            raise UsageError(f"the model's chat template cannot be written: {error}.") from error
 
     def answer(self, line: str) -> None:
         """Answers the user's next turn; an empty line is none.
 
         Raises:
             UnknownCharacterError: A character vocabulary lacks one of the line's characters.
-            AskedWrongly: The line alone is too long for the block, or the template refuses it.
+            UsageError: The line alone is too long for the block, or the template refuses it.
         """
         if not line.strip():
             return
@@ -79,11 +80,11 @@ class Conversation:
 
         Raises:
             UnknownCharacterError: A character vocabulary lacks one of its characters.
-            AskedWrongly: The template has no place for one.
+            UsageError: The template has no place for one.
         """
         encode_prompt(self.tokenizer, system)
         if system and self._render([_user("?")], system) == self._render([_user("?")], system * 2):
-            raise AskedWrongly("the model's chat template leaves a system message out; say it in your first message.")
+            raise UsageError("the model's chat template leaves a system message out; say it in your first message.")
         self.system = system
 
     def clear(self) -> None:
@@ -103,7 +104,7 @@ class Conversation:
             turns = turns[2:]
             input_ids = self._encode(turns)
         if (length := input_ids.shape[1]) > block:
-            raise AskedWrongly(f"this makes a prompt of {length} tokens and the block has {block}; say it shorter.")
+            raise UsageError(f"this makes a prompt of {length} tokens and the block has {block}; say it shorter.")
         return turns, input_ids
 
     def _opening(self) -> str:
@@ -128,7 +129,7 @@ class Conversation:
                 self.tokenizer.apply_chat_template(_messages(turns, system), add_generation_prompt=True, tokenize=False)
             )
         except Exception as error:  # a template raises whatever it likes
-            raise AskedWrongly(
+            raise UsageError(
                 f"the model's chat template refuses this: {' '.join(str(error).split()).rstrip('.')}."
             ) from error
 
@@ -171,10 +172,10 @@ class Continuation:
         """Refuses a system message.
 
         Raises:
-            AskedWrongly: There is no template that has a place for it.
+            UsageError: There is no template that has a place for it.
         """
         if system:
-            raise AskedWrongly("a model without a chat template takes no system message; write it into the text.")
+            raise UsageError("a model without a chat template takes no system message; write it into the text.")
 
     def clear(self) -> None:
         """Starts a new text."""

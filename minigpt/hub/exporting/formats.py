@@ -6,12 +6,13 @@ from pathlib import Path
 from huggingface_hub import try_to_load_from_cache
 from transformers import PreTrainedModel
 
+from minigpt.errors import UsageError
 from minigpt.hub.adapters import CONFIG, base_of, is_adapter
 from minigpt.hub.extras import require_extra
 from minigpt.hub.folders import check_output, staged_folder
 from minigpt.hub.loading_bars import no_progress_bars
 from minigpt.hub.stock.conversion import ARCHITECTURES, refuse_what_is_no_minigpt, save_stock, to_stock
-from minigpt.hub.trained import AskedWrongly, hub_has, open_trained
+from minigpt.hub.trained import hub_has, open_trained
 
 # What has no stock architecture's limits: a bigram becomes a graph as well.
 GRAPHS = ("torch", "onnx")
@@ -38,7 +39,7 @@ def export_model(source: str | Path, to: str, output: str | Path | None = None, 
         The folder written.
 
     Raises:
-        AskedWrongly: The format cannot express the model, an adapter cannot be merged or there is none to merge, an
+        UsageError: The format cannot express the model, an adapter cannot be merged or there is none to merge, an
             extra is not installed, or the output cannot be written.
         OSError: There is no model under that name, or it cannot be read.
     """
@@ -51,7 +52,7 @@ def export_model(source: str | Path, to: str, output: str | Path | None = None, 
         _refuse_what_is_no_adapter(source)
     model, tokenizer = open_trained(source, "cpu")
     if not isinstance(model, PreTrainedModel):
-        raise AskedWrongly(f"the adapter in {source} cannot be merged into weights; use it as it is.")
+        raise UsageError(f"the adapter in {source} cannot be merged into weights; use it as it is.")
     if to not in (*GRAPHS, "merged"):
         refuse_what_is_no_minigpt(model, to)
     with staged_folder(target, overwrite=overwrite) as folder:
@@ -83,18 +84,18 @@ def _default_output(source: str | Path, to: str) -> Path:
 
 def _refuse_what_is_no_adapter(source: str | Path) -> None:
     if not is_adapter(source, local_files_only=Path(source).is_dir() or not hub_has(str(source))):
-        raise AskedWrongly(f"{source} is no adapter, and there is nothing to merge; use it as it is.")
+        raise UsageError(f"{source} is no adapter, and there is nothing to merge; use it as it is.")
 
 
 def _refuse_to_replace(source: str | Path, output: Path) -> None:
     model = Path(source).resolve()
     if Path(source).is_dir() and output.resolve() in (model, *model.parents):
-        raise AskedWrongly(f"{output} holds the model itself; name another --output.")
+        raise UsageError(f"{output} holds the model itself; name another --output.")
     if (Path(source) / CONFIG).is_file():
         base = base_of(Path(source))
         whole = Path(base.name).resolve()
         if base.is_folder and output.resolve() in (whole, *whole.parents):
-            raise AskedWrongly(f"{output} holds the model that {source} is an adapter for; name another --output.")
+            raise UsageError(f"{output} holds the model that {source} is an adapter for; name another --output.")
 
 
 def _carry_run_over(adapter: str | Path, folder: Path) -> None:

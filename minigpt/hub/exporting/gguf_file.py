@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from minigpt.errors import UsageError
 from minigpt.hub.exporting.gguf_vocabulary import Vocabulary, gguf_vocabulary
 from minigpt.hub.extras import require_extra
 from minigpt.hub.stock.architecture import NO_WINDOW, Need, exactly, name_switches
 from minigpt.hub.stock.conversion import ARCHITECTURES, refuse_what_is_no_minigpt, save_stock, to_stock
-from minigpt.hub.trained import AskedWrongly
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -47,7 +47,7 @@ def export_gguf(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
         folder: Where to write; it exists.
 
     Raises:
-        AskedWrongly: GGUF cannot express the model or the tokenizer, and the sentence says what of it; or the `gguf`
+        UsageError: GGUF cannot express the model or the tokenizer, and the sentence says what of it; or the `gguf`
             package is not installed.
     """
     require_extra("gguf", "the export to GGUF", "gguf")
@@ -71,7 +71,7 @@ def _choose_architecture(config: Any) -> str:
     nearest = min(obstacles, key=lambda name: len(obstacles[name]))
     if obstacles[nearest]:
         switches = name_switches(config, obstacles[nearest])
-        raise AskedWrongly(
+        raise UsageError(
             f"{nearest} in a GGUF file cannot express {switches}; train a model that fits it, say "
             "--preset nano-cpu or nano with --hidden_act gelu_new."
         )

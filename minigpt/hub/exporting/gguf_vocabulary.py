@@ -11,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from minigpt.hub.trained import AskedWrongly
+from minigpt.errors import UsageError
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # gguf.TokenType
 
@@ -41,7 +41,7 @@ def gguf_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int) -> Vocabulary
         size: The model's number of tokens; ids that the tokenizer leaves free become unused tokens.
 
     Raises:
-        AskedWrongly: The tokenizer is of another kind.
+        UsageError: The tokenizer is of another kind.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     description: dict[str, Any] = json.loads(backend.to_str()) if backend is not None else {"model": {"type": "Python"}}
@@ -62,7 +62,7 @@ def gguf_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int) -> Vocabulary
         kind = f"{model['type']}{'' if cutter is None else ' after ' + cutter['type']}"
         if hasattr(tokenizer, "sentencepiece_model"):
             kind = "SentencePiece's"
-        raise AskedWrongly(
+        raise UsageError(
             f"GGUF takes a vocabulary of characters or GPT-2's byte-level BPE, and this one is {kind}; export to a "
             "stock architecture instead."
         )

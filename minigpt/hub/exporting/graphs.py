@@ -17,9 +17,9 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 from transformers.exporters import DynamoConfig, DynamoExporter, OnnxConfig, OnnxExporter
 
+from minigpt.errors import UsageError
 from minigpt.hub.exporting.graph_card import graph_card
 from minigpt.hub.extras import require_extra
-from minigpt.hub.trained import AskedWrongly
 
 # Where tools that read ONNX files from the Hub look for them.
 ONNX_FILE = Path("onnx", "model.onnx")
@@ -135,7 +135,7 @@ def export_torch(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fol
         folder: A folder to write into.
 
     Raises:
-        AskedWrongly: The model is neither.
+        UsageError: The model is neither.
     """
     step = _step_of(model)
     with _quiet():
@@ -156,7 +156,7 @@ def export_onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
         folder: A folder to write into.
 
     Raises:
-        AskedWrongly: The model is neither, or the packages of the extra `onnx` are missing.
+        UsageError: The model is neither, or the packages of the extra `onnx` are missing.
     """
     # Half precision is for accelerators: onnxruntime computes no bfloat16 on a CPU.
     step = _step_of(model, torch.float32)
@@ -175,7 +175,7 @@ def export_onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
 def _step_of(model: PreTrainedModel, dtype: torch.dtype | None = None) -> DecodingStep | BigramStep:
     step = STEPS.get(model.config.model_type)
     if step is None:
-        raise AskedWrongly(
+        raise UsageError(
             f"the model is a {type(model).__name__}, and only a MiniGPT or a bigram becomes a graph here; "
             "export it with transformers.exporters."
         )

@@ -7,8 +7,8 @@ from typing import Literal, get_args
 import torch
 from torch.nn import functional as F
 
+from minigpt.errors import UsageError
 from minigpt.hub.importing.state_dicts import Weights, common_dtype, count_layers, drop_masks, fill
-from minigpt.hub.trained import AskedWrongly
 from minigpt.modeling_minigpt.configuration_bigram import BigramConfig
 from minigpt.modeling_minigpt.configuration_minigpt import MiniGPTConfig
 from minigpt.modeling_minigpt.modeling_bigram import BigramForCausalLM
@@ -65,12 +65,12 @@ def from_lecture(
         attention_scale: By the root of which width the script divides its attention scores.
 
     Raises:
-        AskedWrongly: The weights are not those of the lecture's finished GPT.
+        UsageError: The weights are not those of the lecture's finished GPT.
     """
     weights = _with_final_norm(weights)
     for name in (_TABLE, _POSITIONS, _KEY, _UP):
         if name not in weights or weights[name].ndim != 2:
-            raise AskedWrongly(
+            raise UsageError(
                 f"{source} is not the lecture's finished GPT: it has no matrix {name}; finish the script, with blocks, "
                 "residual connections and layer norms, and train it again."
             )
@@ -78,7 +78,7 @@ def from_lecture(
     head_size = len(weights[_KEY])
     heads = count_layers(weights, "blocks.0.sa.heads")
     if n_head not in (None, heads):
-        raise AskedWrongly(f"{source} has {heads} heads; leave --n_head {n_head} out.")
+        raise UsageError(f"{source} has {heads} heads; leave --n_head {n_head} out.")
     weights = drop_masks(weights, ".tril", block_size, source)
     config = MiniGPTConfig(
         vocab_size=vocab_size,

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
+from minigpt.errors import UsageError
 from minigpt.hub.importing.state_dicts import Weights, common_dtype, count_layers, drop_masks, fill
-from minigpt.hub.trained import AskedWrongly
 from minigpt.modeling_minigpt.configuration_minigpt import MiniGPTConfig
 from minigpt.modeling_minigpt.modeling_minigpt import MiniGPTForCausalLM
 
@@ -70,21 +70,21 @@ def from_nanogpt(
             checkpoints from before nanoGPT's `bias` argument.
 
     Raises:
-        AskedWrongly: The number of heads is not known, or the weights are not those of nanoGPT's GPT or contradict
+        UsageError: The number of heads is not known, or the weights are not those of nanoGPT's GPT or contradict
             `arguments`.
     """
     if unknown := sorted(map(str, arguments.keys() - _ARGUMENTS)):
-        raise AskedWrongly(
+        raise UsageError(
             f"{source} has {unknown[0]!r} in its model_args, which nanoGPT's GPT does not know; where it changes "
             "nothing, save the weights with torch.save(model.state_dict(), 'weights.pt') and import them with --n_head."
         )
     weights = _with_both_tables(weights)
     for name in (_EMBEDDING, _POSITIONS, _QKV, _UP):
         if name not in weights or weights[name].ndim != 2:
-            raise AskedWrongly(f"{source} is not nanoGPT's GPT: it has no matrix {name}; save the whole state_dict.")
+            raise UsageError(f"{source} is not nanoGPT's GPT: it has no matrix {name}; save the whole state_dict.")
     (vocab_size, n_embd), block_size = weights[_EMBEDDING].shape, len(weights[_POSITIONS])
     if weights[_QKV].shape == (n_embd, 3 * n_embd):
-        raise AskedWrongly(
+        raise UsageError(
             f"{source} holds the weights of transformers' GPT-2, whose matrices are the other way round; import the "
             "folder that has them beside their config.json."
         )
@@ -97,7 +97,7 @@ def from_nanogpt(
     }
     for name, value in found.items():
         if name in arguments and arguments[name] != value:
-            raise AskedWrongly(
+            raise UsageError(
                 f"{source} contradicts itself: its model_args say {name}={arguments[name]!r} and its weights "
                 f"{name}={value}; save the checkpoint again."
             )
@@ -132,11 +132,11 @@ def _with_both_tables(weights: Weights) -> Weights:
 def _heads(arguments: Mapping[str, Any], n_head: int | None, n_embd: int, source: str) -> int:
     said = arguments.get("n_head")
     if said is None and n_head is None:
-        raise AskedWrongly(f"{source} holds weights alone, which do not say how many heads there are; give --n_head.")
+        raise UsageError(f"{source} holds weights alone, which do not say how many heads there are; give --n_head.")
     if said is not None and n_head not in (None, said):
-        raise AskedWrongly(f"{source} has n_head={said!r}; leave --n_head {n_head} out.")
+        raise UsageError(f"{source} has n_head={said!r}; leave --n_head {n_head} out.")
     heads = n_head if said is None else said
     if type(heads) is not int or heads < 1 or n_embd % heads:
         remedy = "give another --n_head" if said is None else "save the checkpoint again"
-        raise AskedWrongly(f"{source} has a width of {n_embd}, which n_head={heads!r} does not divide; {remedy}.")
+        raise UsageError(f"{source} has a width of {n_embd}, which n_head={heads!r} does not divide; {remedy}.")
     return heads

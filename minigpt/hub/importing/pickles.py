@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, NoReturn
 
 import torch
 
-from minigpt.hub.trained import AskedWrongly
+from minigpt.errors import UsageError
 
 # Every character of Unicode, in both directions, takes less.
 META_BYTES = 4 * 2**20
@@ -32,7 +32,7 @@ def load_checkpoint(path: Path) -> Any:
         path: A file of any size; a new one's tensors are mapped, and read when they are used.
 
     Raises:
-        AskedWrongly: There is no such file, or it is damaged, or no checkpoint, or holds objects other than weights.
+        UsageError: There is no such file, or it is damaged, or no checkpoint, or holds objects other than weights.
     """
     with _open(path) as file:
         is_zip = file.read(len(_ZIP)) == _ZIP
@@ -45,18 +45,18 @@ def load_checkpoint(path: Path) -> Any:
     except Exception as error:  # whatever bytes that are no pickle make the reader stumble over
         message = " ".join(str(error).split())
         if found := re.search(r"GLOBAL (\S+)", message):
-            raise AskedWrongly(
+            raise UsageError(
                 f"{path} holds a Python object ({found[1]}), and loading it would run code; save the weights alone "
                 "with torch.save(model.state_dict(), 'weights.pt') and import that."
             ) from error
         if "TorchScript" in message:
-            raise AskedWrongly(
+            raise UsageError(
                 f"{path} is a TorchScript program; save the weights alone with "
                 "torch.save(model.state_dict(), 'weights.pt') and import that."
             ) from error
         if path.name == "meta.pkl":
-            raise AskedWrongly(f"{path} is a vocabulary; name the checkpoint, and this with --meta.") from error
-        raise AskedWrongly(
+            raise UsageError(f"{path} is a vocabulary; name the checkpoint, and this with --meta.") from error
+        raise UsageError(
             f"{path} is damaged, or not a file that torch.save wrote ({type(error).__name__}); copy or save it again."
         ) from error
 
@@ -65,7 +65,7 @@ def _open(path: Path) -> BinaryIO:
     try:
         return path.open("rb")
     except OSError as error:
-        raise AskedWrongly(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise UsageError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
 def _refuse_damage(path: Path) -> None:
@@ -74,9 +74,9 @@ def _refuse_damage(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except Exception as error:  # of every kind, as above
-        raise AskedWrongly(f"{path} is damaged ({error}); copy or save it again.") from error
+        raise UsageError(f"{path} is damaged ({error}); copy or save it again.") from error
     if damaged is not None:
-        raise AskedWrongly(f"{path} is damaged (its part {damaged} fails its checksum); copy or save it again.")
+        raise UsageError(f"{path} is damaged (its part {damaged} fails its checksum); copy or save it again.")
 
 
 def load_meta(path: Path) -> list[str]:
@@ -89,7 +89,7 @@ def load_meta(path: Path) -> list[str]:
         The characters of the ids 0, 1, 2, …
 
     Raises:
-        AskedWrongly: There is no such file, it holds anything but dict, list, str and int, or what it holds is no
+        UsageError: There is no such file, it holds anything but dict, list, str and int, or what it holds is no
             vocabulary of characters. Nothing of it is run.
     """
     with _open(path) as file:
@@ -118,7 +118,7 @@ def _unpickle(path: Path, content: bytes) -> Any:
             if opcode.name in _PLACES and (argument or 0) > len(content):
                 _refuse(path, f"it asks for {argument:,} places")  # which the unpickler would make room for
         return _PlainUnpickler(io.BytesIO(content)).load()
-    except AskedWrongly:
+    except UsageError:
         raise
     except Exception as error:  # whatever bytes that are no pickle make the reader stumble over
         _refuse(path, f"it cannot be read ({' '.join(str(error).split())})")
@@ -148,7 +148,7 @@ def _characters(path: Path, meta: Any) -> list[str]:
 
 
 def _refuse(path: Path, reason: str) -> NoReturn:
-    raise AskedWrongly(
+    raise UsageError(
         f"{path} is not nanoGPT's vocabulary of characters: {reason}; give the meta.pkl that nanoGPT's prepare.py "
         "wrote, or the text with --text."
     )

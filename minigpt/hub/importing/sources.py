@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 import minigpt
+from minigpt.errors import UsageError
 from minigpt.hub.folders import check_output, staged_folder
 from minigpt.hub.importing.lecture import (
     SCALES,
@@ -28,7 +29,7 @@ from minigpt.hub.importing.pickles import load_checkpoint
 from minigpt.hub.importing.state_dicts import Weights, find_weights
 from minigpt.hub.importing.vocabularies import Vocabulary, find_tokenizer, fit_tokens, read_text, refuse_empty
 from minigpt.hub.stock.conversion import import_stock
-from minigpt.hub.trained import AskedWrongly, hub_has, open_trained
+from minigpt.hub.trained import hub_has, open_trained
 from minigpt.modeling_minigpt.configuration_bigram import BigramConfig
 from minigpt.modeling_minigpt.configuration_minigpt import MiniGPTConfig
 
@@ -70,7 +71,7 @@ def import_model(
         The folder, which has been opened once to see that it can be.
 
     Raises:
-        AskedWrongly: The source is nothing that can be imported, something about it is missing, or the output cannot be
+        UsageError: The source is nothing that can be imported, something about it is missing, or the output cannot be
             written; nothing has been written.
         OSError: The Hub does not give out what is needed.
     """
@@ -81,7 +82,7 @@ def import_model(
         None if tokenizer is None else str(tokenizer),
     )
     if not str(source):
-        raise AskedWrongly("the model's name is empty; name a file, a folder or a Hub id.")
+        raise UsageError("the model's name is empty; name a file, a folder or a Hub id.")
     path = Path(source).expanduser()
     source = str(path if path.exists() else source)
     file = _weights_file(path, source)
@@ -91,7 +92,7 @@ def import_model(
     for given in (path, meta, text, tokenizer):
         at = None if given is None else Path(given).expanduser()
         if at is not None and at.exists() and at.resolve().is_relative_to(folder.resolve()):
-            raise AskedWrongly(f"{folder} holds {given} itself; name another --output.")
+            raise UsageError(f"{folder} holds {given} itself; name another --output.")
     check_output(folder, overwrite=overwrite)
     unsaid = {"n_head": n_head, "hidden_act": hidden_act, "attention_scale": attention_scale}
     if file is None:
@@ -118,9 +119,9 @@ def _weights_file(path: Path, source: str) -> Path | None:
             return None
         if (path / CHECKPOINT).is_file():
             return path / CHECKPOINT
-        raise AskedWrongly(f"the folder {source} holds neither a {CHECKPOINT} nor a config.json; name the file itself.")
+        raise UsageError(f"the folder {source} holds neither a {CHECKPOINT} nor a config.json; name the file itself.")
     if path.suffix in _SUFFIXES or path.is_absolute() or len(path.parts) > 2:
-        raise AskedWrongly(f"there is no file {source}; check the name.")
+        raise UsageError(f"there is no file {source}; check the name.")
     return None
 
 
@@ -129,7 +130,7 @@ def _refuse_ours(source: str) -> None:
         local_only = Path(source).is_dir() or not hub_has(source)
         config, _ = PreTrainedConfig.get_config_dict(source, local_files_only=local_only)
         if config.get("model_type") in _OURS:
-            raise AskedWrongly(f"{source} is a MiniGPT already; `minigpt generate {source}` opens it.")
+            raise UsageError(f"{source} is a MiniGPT already; `minigpt generate {source}` opens it.")
 
 
 def _import_file(
@@ -139,7 +140,7 @@ def _import_file(
     weights = find_weights(content)
     if weights is None:
         keys = ", ".join(repr(key)[:40] for key in list(content)[:5]) if isinstance(content, Mapping) else ""
-        raise AskedWrongly(
+        raise UsageError(
             f"{source} holds no weights ({keys or type(content).__name__}); save them with "
             "torch.save(model.state_dict(), 'weights.pt') and import that."
         )
@@ -156,11 +157,11 @@ def _import_file(
         )
         arguments = content.get("model_args", {})
         if not isinstance(arguments, Mapping):
-            raise AskedWrongly(f"{source} is damaged: its model_args are a {type(arguments).__name__}; save it again.")
+            raise UsageError(f"{source} is damaged: its model_args are a {type(arguments).__name__}; save it again.")
         model = from_nanogpt(weights, arguments, source, n_head=unsaid["n_head"], hidden_act=unsaid["hidden_act"])
         tokenizer = find_tokenizer(vocabulary, model.config.vocab_size, source, metas)
     else:
-        raise AskedWrongly(
+        raise UsageError(
             f"{source} holds weights of another architecture ({next(iter(weights))} is one of them); what can be "
             "imported is nanoGPT's and the lecture's files, and folders of stock transformers models."
         )
@@ -173,7 +174,7 @@ def _import_lecture(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     asked = unsaid["attention_scale"]
     if asked not in (None, *SCALES):
-        raise AskedWrongly(f"attention_scale is {asked!r} and can be {' or '.join(SCALES)}.")
+        raise UsageError(f"attention_scale is {asked!r} and can be {' or '.join(SCALES)}.")
     others = {name: unsaid[name] for name in ("n_head", "hidden_act")}
     model = from_lecture(weights, source, attention_scale=asked or "head_size", **others)
     tokenizer = find_tokenizer(vocabulary, model.config.vocab_size, source, metas)
@@ -200,7 +201,7 @@ def _read(file: Path) -> Any:
     try:
         return load_file(file)
     except (OSError, SafetensorError) as error:
-        raise AskedWrongly(f"{file} is damaged, or no safetensors file ({error}); copy or save it again.") from error
+        raise UsageError(f"{file} is damaged, or no safetensors file ({error}); copy or save it again.") from error
 
 
 def _metas(file: Path, content: Any) -> list[Path]:
@@ -217,13 +218,13 @@ def _metas(file: Path, content: Any) -> list[Path]:
 def _refuse_given(given: Mapping[str, Any], why: str) -> None:
     for name, value in given.items():
         if value is not None:
-            raise AskedWrongly(f"{why}; leave --{name} out.")
+            raise UsageError(f"{why}; leave --{name} out.")
 
 
 def _refuse_not_finite(model: PreTrainedModel, source: str) -> None:
     for name, tensor in model.state_dict().items():
         if not tensor.isfinite().all():
-            raise AskedWrongly(
+            raise UsageError(
                 f"{source} holds numbers that are not finite (they would be {name}), as a training that diverged "
                 "leaves them; import a checkpoint from before."
             )

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from minigpt.hub.trained import AskedWrongly
+from minigpt.errors import UsageError
 
 Weights = dict[str, torch.Tensor]
 
@@ -49,11 +49,11 @@ def drop_masks(weights: Weights, suffix: str, block_size: int, source: str) -> W
     """The weights without the causal masks that were saved among them, which say nothing but the length of the block.
 
     Raises:
-        AskedWrongly: A mask is of another length than the block.
+        UsageError: A mask is of another length than the block.
     """
     for name, tensor in weights.items():
         if name.endswith(suffix) and tensor.shape[-2:] != (block_size, block_size):
-            raise AskedWrongly(
+            raise UsageError(
                 f"{source} contradicts itself: {name} is a mask of {tuple(tensor.shape)} and there are {block_size} "
                 "positions; save the weights of one model."
             )
@@ -72,7 +72,7 @@ def fill(model: PreTrainedModel, places: Weights, weights: Weights, source: str,
         architecture: Whose names these are, for messages.
 
     Raises:
-        AskedWrongly: A weight is missing, too many, or of another shape; the message names the first.
+        UsageError: A weight is missing, too many, or of another shape; the message names the first.
     """
     for name in [*places, *weights]:
         reason = None
@@ -83,7 +83,7 @@ def fill(model: PreTrainedModel, places: Weights, weights: Weights, source: str,
         elif weights[name].shape != places[name].shape:
             reason = f"its {name} is {tuple(weights[name].shape)} and should be {tuple(places[name].shape)}"
         if reason:
-            raise AskedWrongly(f"{source} is not {architecture}: {reason}; only that architecture can be imported.")
+            raise UsageError(f"{source} is not {architecture}: {reason}; only that architecture can be imported.")
     for name, place in places.items():
         place.copy_(weights[name])
     return model.eval()

@@ -10,8 +10,9 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 import minigpt
+from minigpt.errors import UsageError
 from minigpt.hub.importing.pickles import load_meta
-from minigpt.hub.trained import AskedWrongly, hub_has
+from minigpt.hub.trained import hub_has
 from minigpt.modeling_minigpt.generation_minigpt import lecture_generation_config
 from minigpt.tokenization.tokenization_minigpt import END_OF_TEXT, PADDING, MiniGPTTokenizer
 
@@ -41,7 +42,7 @@ class Vocabulary:
     def __post_init__(self) -> None:
         given = [name for name in ("meta", "text", "tokenizer") if getattr(self, name) is not None]
         if len(given) > 1:
-            raise AskedWrongly(f"--{given[0]} and --{given[1]} both say what the ids stand for; give one of them.")
+            raise UsageError(f"--{given[0]} and --{given[1]} both say what the ids stand for; give one of them.")
 
 
 def find_tokenizer(vocabulary: Vocabulary, vocab_size: int, source: str, metas: list[Path]) -> PreTrainedTokenizerBase:
@@ -54,7 +55,7 @@ def find_tokenizer(vocabulary: Vocabulary, vocab_size: int, source: str, metas: 
         metas: Where a `meta.pkl` may lie when nothing was asked for.
 
     Raises:
-        AskedWrongly: The vocabulary is of another size, or nothing says what it is.
+        UsageError: The vocabulary is of another size, or nothing says what it is.
         OSError: The Hub does not give out the tokenizer.
     """
     if vocabulary.meta is not None:
@@ -75,7 +76,7 @@ def find_tokenizer(vocabulary: Vocabulary, vocab_size: int, source: str, metas: 
         print(f"{vocab_size:,} ids: taking GPT-2's tokenizer, {GPT2}.", file=sys.stderr)
         return _open_tokenizer(GPT2)
     other = f" ({found[0]} has another number)" if found else ""
-    raise AskedWrongly(
+    raise UsageError(
         f"{source} has {vocab_size:,} ids and does not say what they stand for{other}; give --meta meta.pkl, "
         "--text with the text that it was trained on, or --tokenizer."
     )
@@ -88,14 +89,14 @@ def read_text(path: Path) -> Iterator[str]:
             while piece := file.read(_CHUNK_CHARACTERS):
                 yield piece
     except UnicodeDecodeError as error:
-        raise AskedWrongly(f"{path} is not a text in UTF-8 ({error.reason}); save it as UTF-8.") from error
+        raise UsageError(f"{path} is not a text in UTF-8 ({error.reason}); save it as UTF-8.") from error
     except OSError as error:
-        raise AskedWrongly(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise UsageError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
 def _of_characters(characters: list[str], vocab_size: int, source: str, name: str) -> MiniGPTTokenizer:
     if len(characters) != vocab_size:
-        raise AskedWrongly(
+        raise UsageError(
             f"{name} has {len(characters):,} different characters and {source} {vocab_size:,} ids; give the one that "
             "it was trained with."
         )
@@ -113,7 +114,7 @@ def _open_tokenizer(source: str) -> PreTrainedTokenizerBase:
     except Exception as error:  # each kind of damage has its own, down to the Rust library's bare Exception
         reason = " ".join(str(error).split())
         if is_folder:
-            raise AskedWrongly(f"the folder {source} holds no tokenizer that can be opened ({reason}).") from error
+            raise UsageError(f"the folder {source} holds no tokenizer that can be opened ({reason}).") from error
         raise OSError(
             f"the tokenizer {source} is neither a folder nor given out by the Hub; give --tokenizer with a folder that "
             "holds it."
@@ -126,10 +127,10 @@ def refuse_empty(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
     """Refuses the tokenizer without a vocabulary that transformers makes where it finds only a config.json.
 
     Raises:
-        AskedWrongly: It knows nothing but special tokens.
+        UsageError: It knows nothing but special tokens.
     """
     if set(tokenizer.get_vocab().values()) <= _special_ids(tokenizer):
-        raise AskedWrongly(f"{source} holds no tokenizer; give --tokenizer with the folder or Hub id of its own.")
+        raise UsageError(f"{source} holds no tokenizer; give --tokenizer with the folder or Hub id of its own.")
 
 
 def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
@@ -149,7 +150,7 @@ def fit_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sourc
         source: Where the weights come from, for messages.
 
     Raises:
-        AskedWrongly: The tokenizer has tokens that the model does not know, or too few for it.
+        UsageError: The tokenizer has tokens that the model does not know, or too few for it.
     """
     vocab_size = model.config.vocab_size
     vocabulary = tokenizer.get_vocab()
@@ -158,7 +159,7 @@ def fit_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sourc
     known = max(vocabulary.values()) + 1
     is_rounded_up = vocab_size % _ROUNDED_TO == 0 and vocab_size - known < 2 * _ROUNDED_TO
     if learned > vocab_size or not (vocab_size <= known or is_rounded_up):
-        raise AskedWrongly(
+        raise UsageError(
             f"the tokenizer has {known:,} tokens and {source} {vocab_size:,} ids; give the one of its training."
         )
     missing = {"eos_token": END_OF_TEXT, "pad_token": PADDING}

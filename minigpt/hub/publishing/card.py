@@ -10,10 +10,10 @@ from typing import Any
 from huggingface_hub import CardData, EvalResult, ModelCard, ModelCardData
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
+from minigpt.errors import UsageError
 from minigpt.hub.adapters import Base
 from minigpt.hub.publishing.card_text import card_text, split_definition
 from minigpt.hub.publishing.saved_folder import SavedFolder, read_saved_folder
-from minigpt.hub.trained import AskedWrongly
 
 CARD = "README.md"
 # What makes the Hub treat the model as one of its own, and is true of it whatever a person writes.
@@ -55,7 +55,7 @@ def model_card(
         The card; its `content` is what `README.md` is to hold.
 
     Raises:
-        AskedWrongly: The folder holds no model, or a file in it is damaged; the message names it.
+        UsageError: The folder holds no model, or a file in it is damaged; the message names it.
     """
     folder = Path(folder)
     saved = read_saved_folder(folder, base)
@@ -65,7 +65,7 @@ def model_card(
         text = card_text(saved, name, repository or folder.as_posix())
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         file = folder / ("config.json" if saved.run is None else "run.json")
-        raise AskedWrongly(f"{file} is not as it was written ({error!r}); put it back, or take it away.") from error
+        raise UsageError(f"{file} is not as it was written ({error!r}); put it back, or take it away.") from error
     theirs: dict[str, Any] = {}
     their_text = None
     for content, place in ((published, f"the card of {repository}"), (_standing(folder), str(folder / CARD))):
@@ -87,7 +87,7 @@ def is_generated(content: str) -> bool:
     """Whether a card is as `model_card` made it, so that nothing of a person's is lost with it."""
     try:
         theirs, words = _of_a_person(_read_card(content, CARD))
-    except AskedWrongly:
+    except UsageError:
         return False
     return words is None and not theirs
 
@@ -147,7 +147,7 @@ def _standing(folder: Path) -> str | None:
     try:
         return file.read_text(encoding="utf-8-sig") if file.is_file() else None
     except ValueError as error:
-        raise AskedWrongly(f"{file} is not UTF-8 ({error}); save it as UTF-8.") from error
+        raise UsageError(f"{file} is not UTF-8 ({error}); save it as UTF-8.") from error
 
 
 def _read_card(content: str, place: str) -> ModelCard:
@@ -157,7 +157,7 @@ def _read_card(content: str, place: str) -> ModelCard:
         return ModelCard(content)
     except Exception as error:  # of a YAML reader, or of the library over what is in it
         reason = " ".join(str(error).split())
-        raise AskedWrongly(f"the metadata at the top of {place} cannot be read ({reason}); correct it.") from error
+        raise UsageError(f"the metadata at the top of {place} cannot be read ({reason}); correct it.") from error
 
 
 def _of_a_person(card: ModelCard) -> tuple[dict[str, Any], str | None]:

@@ -44,7 +44,7 @@ def open_repository(
         The repository, as `OWNER/NAME`.
 
     Raises:
-        AskedWrongly: There is no token, a name is impossible, the repository holds another kind of model, or is public
+        UsageError: There is no token, a name is impossible, the repository holds another kind of model, or is public
             and was asked to be private.
         PushFailed: The token is wrong or may not write there, or the Hub cannot be reached.
     """
@@ -91,7 +91,7 @@ def push_checkpoint(
             resumed from it; by default only the model is published.
 
     Raises:
-        AskedWrongly: There is no token.
+        UsageError: There is no token.
         PushFailed: The Hub has refused it, failed or was not reached.
     """
     with quiet_client(), plain_refusals(repository, "wait for the next save"):

@@ -30,13 +30,13 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
     enable_progress_bars,
 )
 
+from minigpt.errors import UsageError
 from minigpt.hub.adapters import Base
 from minigpt.hub.publishing.card import model_card
 from minigpt.hub.publishing.refusals import SAME_COMMAND, PushFailed, find_token, plain_refusals
 from minigpt.hub.publishing.release import CARD, Release, default_message, is_stale, prepare_release
 from minigpt.hub.publishing.saved_folder import ADAPTER, is_hub_id
 from minigpt.hub.publishing.standing import Standing, look_at
-from minigpt.hub.trained import AskedWrongly
 
 _SECONDS = 10
 
@@ -91,7 +91,7 @@ def push_folder(
         again: What an error tells a person to do.
 
     Raises:
-        AskedWrongly: Nothing has been sent: a name or the folder is not as it must be, the repository holds another
+        UsageError: Nothing has been sent: a name or the folder is not as it must be, the repository holds another
             kind of model, or is public and was asked to be private.
         PushFailed: The Hub has refused it, failed or was not reached. The same command can be given again.
     """
@@ -118,11 +118,11 @@ def push_folder(
 def _find_base(repository: str, folder: str | Path, token: str, again: str) -> Base:
     """A base as it stands on the Hub now."""
     if not is_hub_id(repository):
-        raise AskedWrongly(f"a base on the Hub is called OWNER/NAME, and not {repository!r}.")
+        raise UsageError(f"a base on the Hub is called OWNER/NAME, and not {repository!r}.")
     with plain_refusals(repository, again):
         standing = look_at(HfApi(token=token), repository)
     if standing is None:
-        raise AskedWrongly(f"there is no {repository} on the Hub; push there what {folder} was fine-tuned from.")
+        raise UsageError(f"there is no {repository} on the Hub; push there what {folder} was fine-tuned from.")
     return Base(repository, standing.commit)
 
 
@@ -130,24 +130,24 @@ def check_names(repository: str, revision: str | None, create_pr: bool = False, 
     """Refuses what no repository, branch or commit can be called.
 
     Raises:
-        AskedWrongly: One of them.
+        UsageError: One of them.
     """
     try:
         hf_hub_url(repository, CARD)
     except HFValidationError as error:
-        raise AskedWrongly(
+        raise UsageError(
             f"a repository is called OWNER/NAME, of letters, digits, '-', '_' and '.', and not {repository!r}."
         ) from error
     if message is not None and not message.strip():
-        raise AskedWrongly("the commit message is empty; write what has changed, or leave it out.")
+        raise UsageError("the commit message is empty; write what has changed, or leave it out.")
     if revision is None:
         return
     if create_pr:
-        raise AskedWrongly(f"a pull request is for the main branch; leave out --revision {revision} or --create-pr.")
+        raise UsageError(f"a pull request is for the main branch; leave out --revision {revision} or --create-pr.")
     is_branch = re.fullmatch(r"(?!refs/)(?!.*(?:\.\.|//))\w[\w./+-]*(?<![./])", revision, re.ASCII)
     is_commit = re.fullmatch(r"[0-9a-f]{40}", revision)
     if is_commit or not (is_branch or re.fullmatch(r"refs/pr/\d+", revision)):
-        raise AskedWrongly(
+        raise UsageError(
             f"{revision!r} is no branch's name; use letters, digits, '-', '_', '.' and '/', or refs/pr/NUMBER."
         )
 
@@ -199,7 +199,7 @@ def push_release(
     """
     standing = look_at(api, repository, revision)
     if standing is None and create_pr:
-        raise AskedWrongly(f"there is no {repository} to propose a change to; leave out --create-pr.")
+        raise UsageError(f"there is no {repository} to propose a change to; leave out --create-pr.")
     saved = release.saved
     check_standing(standing, saved.published_type, str(saved.path), repository, private)
     card = model_card(saved.path, repository, standing.card if standing else None, base=saved.base)
@@ -250,17 +250,17 @@ def check_standing(standing: Standing | None, model_type: str, source: str, repo
     """Refuses to show what was meant to be private, and to write one model over another.
 
     Raises:
-        AskedWrongly: One of them; the message calls the model `source`.
+        UsageError: One of them; the message calls the model `source`.
     """
     if standing is None:
         return
     if private and not standing.private:
-        raise AskedWrongly(
+        raise UsageError(
             f"{repository} is there already and everybody can read it; make it private in its settings, or push to a "
             "new name."
         )
     if standing.model_type not in (None, model_type):
-        raise AskedWrongly(
+        raise UsageError(
             f"{repository} holds {_kind(standing.model_type)} already and {source} is "
             f"{_kind(model_type).replace('a model', 'one', 1)}; push to another name."
         )

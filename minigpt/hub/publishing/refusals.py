@@ -14,7 +14,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from minigpt.hub.trained import AskedWrongly
+from minigpt.errors import UsageError
 
 SAME_COMMAND = "run the same command again"
 _AGAIN = f"{SAME_COMMAND}, and what has arrived is not sent twice"
@@ -47,11 +47,11 @@ def plain_refusals(
 
     Raises:
         PushFailed: The Hub said no, failed, or could not be reached.
-        AskedWrongly: There is no token or one that may only read, or the Hub is switched off here.
+        UsageError: There is no token or one that may only read, or the Hub is switched off here.
     """
     try:
         yield
-    except (AskedWrongly, PushFailed):
+    except (UsageError, PushFailed):
         raise
     except Exception as error:
         if _is_forbidden(error) and only_reads():
@@ -60,9 +60,9 @@ def plain_refusals(
         raise type(refusal)(str(refusal).replace(SAME_COMMAND, again)) from error
 
 
-def read_only(repository: str) -> AskedWrongly:
+def read_only(repository: str) -> UsageError:
     """The refusal of a token that may not write."""
-    return AskedWrongly(
+    return UsageError(
         f"the token may read and not write, so that nothing could be pushed to {repository}; make one that may write, "
         "then log in with `hf auth login` or put it into HF_TOKEN."
     )
@@ -72,20 +72,20 @@ def find_token(token: str | None) -> str:
     """The token of who pushes: this one, or that of who has logged in.
 
     Raises:
-        AskedWrongly: There is none, or none that can be sent; the HTTP library would show such a one in its error.
+        UsageError: There is none, or none that can be sent; the HTTP library would show such a one in its error.
     """
     token = (token or "").strip() or get_token()
     if token is None:
         raise _no_token()
     if not re.fullmatch(r"[\x21-\x7e]+", token):
-        raise AskedWrongly(
+        raise UsageError(
             "the token holds a character that no token has; copy it again, or log in with `hf auth login`."
         )
     return token
 
 
-def _no_token() -> AskedWrongly:
-    return AskedWrongly(f"the Hub has to know who pushes: {_LOG_IN}.")
+def _no_token() -> UsageError:
+    return UsageError(f"the Hub has to know who pushes: {_LOG_IN}.")
 
 
 def _is_forbidden(error: Exception) -> bool:
@@ -97,7 +97,7 @@ def _in_plain_words(error: Exception, repository: str, may_propose: bool) -> Exc
         if isinstance(cause, HfHubHTTPError):
             return PushFailed(_answer_in_plain_words(cause, repository, may_propose))
         if isinstance(cause, OfflineModeIsEnabled):
-            return AskedWrongly("the Hub is switched off here by HF_HUB_OFFLINE; unset it to push.")
+            return UsageError("the Hub is switched off here by HF_HUB_OFFLINE; unset it to push.")
         if isinstance(cause, LocalTokenNotFoundError):
             return _no_token()
         # Which HTTP library it is, huggingface_hub decides; Xet's client has errors of Python alone.

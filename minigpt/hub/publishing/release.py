@@ -13,10 +13,11 @@ from transformers import AutoTokenizer, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 
 import minigpt
+from minigpt.errors import UsageError
 from minigpt.hub.adapters import BASE_HASH, CONFIG, WEIGHTS, Base, base_sha256, open_adapter
 from minigpt.hub.loading_bars import no_progress_bars
 from minigpt.hub.publishing.saved_folder import SavedFolder, read_saved_folder
-from minigpt.hub.trained import AskedWrongly, check_vocabulary
+from minigpt.hub.trained import check_vocabulary
 from minigpt.modeling_minigpt import configuration_minigpt
 
 _WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
@@ -73,14 +74,14 @@ def prepare_release(folder: Path, staging: Path, base: Base | None = None) -> Re
         base: Where on the Hub what it was fine-tuned from is, if the folder says something else.
 
     Raises:
-        AskedWrongly: The folder is not there, holds no whole model or adapter, or one without safetensors or a
+        UsageError: The folder is not there, holds no whole model or adapter, or one without safetensors or a
             tokenizer; or the base is not on the Hub, or not what it was fine-tuned from.
     """
     if not folder.is_dir():
-        raise AskedWrongly(f"there is no folder {folder}; name one that `minigpt train` or save_pretrained wrote.")
+        raise UsageError(f"there is no folder {folder}; name one that `minigpt train` or save_pretrained wrote.")
     is_unfinished = not (folder / "config.json").is_file() and not (folder / CONFIG).is_file()
     if is_unfinished and (checkpoints := sorted(folder.glob("checkpoint-*"), key=_step)):
-        raise AskedWrongly(
+        raise UsageError(
             f"the run in {folder} is not finished; go on with it (--resume_from_checkpoint), or push {checkpoints[-1]}."
         )
     saved = read_saved_folder(folder, base)
@@ -142,11 +143,11 @@ def _check_base(saved: SavedFolder, base: Base) -> None:
         return  # it is opened with it
     recorded = (saved.run or {}).get("base")
     if not recorded:
-        raise AskedWrongly(
+        raise UsageError(
             f"{saved.path} is no adapter and records no base that it was fine-tuned from; leave --base out."
         )
     if recorded["sha256"] != base_sha256(base.name, base.revision):
-        raise AskedWrongly(
+        raise UsageError(
             f"{saved.path} was fine-tuned from another base: the weights of {base.name} are not those that it began "
             "as; name the base that has them."
         )
@@ -158,12 +159,12 @@ def _open_adapter(saved: SavedFolder, files: dict[str, Path]) -> None:
     assert base is not None
     assert saved.adapter is not None
     if saved.base_on_the_hub is None:
-        raise AskedWrongly(
+        raise UsageError(
             f"{folder} is an adapter for {base.name}, which is on this machine alone; push that first "
             f"(`minigpt push {base.name} OWNER/NAME`), then push the adapter with --base OWNER/NAME."
         )
     if saved.adapter.get("task_type") is None:
-        raise AskedWrongly(f"{folder / CONFIG} names no task_type, by which PEFT opens it; write CAUSAL_LM there.")
+        raise UsageError(f"{folder / CONFIG} names no task_type, by which PEFT opens it; write CAUSAL_LM there.")
     _refuse_without_tokenizer(folder, files)
     model, tokenizer = open_adapter(folder, base=base)
     _refuse_what_does_not_fit(folder, model, tokenizer)
@@ -186,7 +187,7 @@ def _whole_model(saved: SavedFolder, files: dict[str, Path], staging: Path) -> d
         custom_object_save(model, staging)
         return {"config.json": staging / "config.json"} | {file.name: file for file in staging.glob("*.py")}
     if missing:
-        raise AskedWrongly(f"{folder} lacks {', '.join(missing)}, code that its config.json names; save it again.")
+        raise UsageError(f"{folder} lacks {', '.join(missing)}, code that its config.json names; save it again.")
     return code
 
 
@@ -199,29 +200,27 @@ def _open(saved: SavedFolder, files: dict[str, Path]) -> PreTrainedModel | None:
     if not any(_matches(name, _WEIGHTS) for name in files):
         if any(_matches(name, _OTHER_FORMATS) for name in files):
             return None
-        raise AskedWrongly(f"{folder} holds no model.safetensors; save the model there with save_pretrained.")
+        raise UsageError(f"{folder} holds no model.safetensors; save the model there with save_pretrained.")
     auto_class = getattr(transformers, saved.auto_class)
     with no_progress_bars():
         model, report = _load(auto_class.from_pretrained, folder, "model", output_loading_info=True)
     for what, names in report.items():
         if names:
-            raise AskedWrongly(
-                f"the weights in {folder} do not fit its config ({what}: {_some(names)}); save it again."
-            )
+            raise UsageError(f"the weights in {folder} do not fit its config ({what}: {_some(names)}); save it again.")
     _refuse_what_does_not_fit(folder, model, tokenizer)
     return model
 
 
 def _refuse_without_tokenizer(folder: Path, files: dict[str, Path]) -> None:
     if not any(_matches(name, _TOKENIZER) for name in files):
-        raise AskedWrongly(f"{folder} holds no tokenizer; save it there: tokenizer.save_pretrained({str(folder)!r}).")
+        raise UsageError(f"{folder} holds no tokenizer; save it there: tokenizer.save_pretrained({str(folder)!r}).")
 
 
 def _refuse_what_does_not_fit(folder: Path, model: Any, tokenizer: Any) -> None:
     try:
         check_vocabulary(model, tokenizer)
     except ValueError as error:
-        raise AskedWrongly(f"the model in {folder} is not whole: {error}") from error
+        raise UsageError(f"the model in {folder} is not whole: {error}") from error
 
 
 def _load(load: Any, folder: Path, what: str, **options: Any) -> Any:
@@ -229,7 +228,7 @@ def _load(load: Any, folder: Path, what: str, **options: Any) -> Any:
         return load(folder, local_files_only=True, trust_remote_code=False, **options)
     except Exception as error:  # whatever a library says of a damaged file, or of code that it will not run
         reason = " ".join(str(error).split())
-        raise AskedWrongly(f"the {what} in {folder} cannot be opened ({reason}); save it again.") from error
+        raise UsageError(f"the {what} in {folder} cannot be opened ({reason}); save it again.") from error
 
 
 def _some(names: Any) -> str:
@@ -259,7 +258,7 @@ def _siblings(file: Path) -> Iterator[str]:
     try:
         tree = ast.parse(file.read_text(encoding="utf-8"))
     except (SyntaxError, ValueError) as error:
-        raise AskedWrongly(f"{file} is no Python that can be read ({error}); save the model again.") from error
+        raise UsageError(f"{file} is no Python that can be read ({error}); save the model again.") from error
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module:
             yield node.module.partition(".")[0]

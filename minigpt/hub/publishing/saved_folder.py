@@ -8,6 +8,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from minigpt.errors import UsageError
 from minigpt.hub.adapters import (
     CONFIG,
     WEIGHTS,
@@ -18,7 +19,6 @@ from minigpt.hub.adapters import (
     read_adapter_config,
 )
 from minigpt.hub.publishing.known_texts import KNOWN_TEXTS, KnownText
-from minigpt.hub.trained import AskedWrongly
 
 # What a head is for: the Hub's task, and the class that opens it.
 _HEADS = {
@@ -185,14 +185,14 @@ def read_saved_folder(path: Path, base: Base | None = None) -> SavedFolder:
         base: Where what it was fine-tuned from is now, in place of what the folder says.
 
     Raises:
-        AskedWrongly: The folder holds neither, or one of its JSON or weight files cannot be read.
+        UsageError: The folder holds neither, or one of its JSON or weight files cannot be read.
     """
     run, config, adapter = _read_json(path / "run.json"), _read_json(path / "config.json"), None
     if (path / CONFIG).is_file() and not holds_whole_model(path):
         adapter = read_adapter_config(path)
         config = (run or {}).get("model", {}).get("config") or config_of_base(base_of(path))
     if config is None:
-        raise AskedWrongly(f"the folder {path} holds no model: it has no config.json.")
+        raise UsageError(f"the folder {path} holds no model: it has no config.json.")
     if base is not None:
         if adapter is not None:
             adapter |= {"base_model_name_or_path": base.name, "revision": base.revision}
@@ -222,9 +222,9 @@ def _read_json(file: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise AskedWrongly(f"{file} cannot be read ({error}); put it back as it was, or take it away.") from error
+        raise UsageError(f"{file} cannot be read ({error}); put it back as it was, or take it away.") from error
     if not isinstance(content, dict):
-        raise AskedWrongly(f"{file} holds a {type(content).__name__} and no object; put it back as it was.")
+        raise UsageError(f"{file} holds a {type(content).__name__} and no object; put it back as it was.")
     return content
 
 
@@ -264,5 +264,5 @@ def _count_parameters(path: Path, pattern: str) -> int | None:
                         size *= length
                     count += size
         except (OSError, SafetensorError) as error:
-            raise AskedWrongly(f"{file} cannot be read ({error}); save the model again.") from error
+            raise UsageError(f"{file} cannot be read ({error}); save the model again.") from error
     return count

@@ -9,9 +9,9 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
+from minigpt.errors import UsageError
 from minigpt.hub.adapters import CONFIG
 from minigpt.hub.publishing.saved_folder import ADAPTER
-from minigpt.hub.trained import AskedWrongly
 
 _SECONDS = 10
 _WEIGHTS = (".safetensors", ".bin", ".gguf", ".onnx", ".pt", ".pth", ".h5", ".msgpack", ".ckpt", ".keras", ".tflite")
@@ -49,7 +49,7 @@ def look_at(api: HfApi, repository: str, revision: str | None = None) -> Standin
         None if there is no such repository, or none that may be seen.
 
     Raises:
-        AskedWrongly: Its card is not UTF-8.
+        UsageError: Its card is not UTF-8.
     """
     try:
         try:
@@ -81,7 +81,7 @@ def _text(card: bytes, repository: str) -> str:
     try:
         return card.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise AskedWrongly(f"the card of {repository} is not UTF-8 ({error}); save it as UTF-8 there.") from error
+        raise UsageError(f"the card of {repository} is not UTF-8 ({error}); save it as UTF-8 there.") from error
 
 
 def _model_type(config: bytes | None, hashes: Mapping[str, str]) -> str | None:

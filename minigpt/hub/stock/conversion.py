@@ -16,10 +16,11 @@ from transformers import (
     TokenizersBackend,
 )
 
+from minigpt.errors import UsageError
 from minigpt.hub.stock.architecture import NO_HEAD_BIAS, Architecture, Need, Weights, name_switches
 from minigpt.hub.stock.gpt2 import GPT2
 from minigpt.hub.stock.llama import LLAMA, NANOCHAT, QWEN3
-from minigpt.hub.trained import AskedWrongly, check_vocabulary, hub_has
+from minigpt.hub.trained import check_vocabulary, hub_has
 from minigpt.modeling_minigpt.modeling_minigpt import MiniGPTForCausalLM
 
 ARCHITECTURES: dict[str, Architecture] = {"gpt2": GPT2, "llama": LLAMA, "qwen3": QWEN3, "nanochat": NANOCHAT}
@@ -40,12 +41,12 @@ def to_stock(model: PreTrainedModel, architecture: str) -> PreTrainedModel:
         is the MiniGPT's, but that a length beyond the block becomes the block's.
 
     Raises:
-        AskedWrongly: The architecture cannot express the model; the sentence names the switches in the way.
+        UsageError: The architecture cannot express the model; the sentence names the switches in the way.
     """
     refuse_what_is_no_minigpt(model, architecture)
     target = ARCHITECTURES[architecture]
     if obstacles := target.obstacles(model.config):
-        raise AskedWrongly(_name_obstacles(model.config, architecture, obstacles))
+        raise UsageError(_name_obstacles(model.config, architecture, obstacles))
     config = target.stock_config(model.config)
     stock = _load(target.model_class, config, target.stock_weights(model), model)
     stock.generation_config = _inside_the_block(model.generation_config, model.config)
@@ -65,14 +66,12 @@ def from_stock(stock: PreTrainedModel) -> MiniGPTForCausalLM:
         `generation_config`.
 
     Raises:
-        AskedWrongly: It is another model, or has a switch that a MiniGPT has not.
+        UsageError: It is another model, or has a switch that a MiniGPT has not.
         StrictDataclassError: A value of its config is impossible for a MiniGPT, which the message names.
     """
     source = _architecture_of(stock.config)
     if type(stock) is not source.model_class:
-        raise AskedWrongly(
-            f"a {type(stock).__name__} cannot become a MiniGPT; load it as {source.model_class.__name__}."
-        )
+        raise UsageError(f"a {type(stock).__name__} cannot become a MiniGPT; load it as {source.model_class.__name__}.")
     model = _load(MiniGPTForCausalLM, source.our_config(stock.config), source.our_weights(stock), stock)
     model.generation_config = copy.deepcopy(stock.generation_config)
     return model
@@ -88,7 +87,7 @@ def import_stock(
         tokenizer: Where the tokenizer is, if it is not beside the model.
 
     Raises:
-        AskedWrongly: The model is none that can become a MiniGPT, its weights are quantized or not all of them are
+        UsageError: The model is none that can become a MiniGPT, its weights are quantized or not all of them are
             there, or there is no tokenizer.
         StrictDataclassError: A value of its config is impossible for a MiniGPT, which the message names.
         OSError: There is no such model, or it cannot be read.
@@ -103,7 +102,7 @@ def import_stock(
             raise OSError(f"the config.json in {source} cannot be read; copy or download it again.") from error
         raise OSError(f"{source} is neither a folder nor a model that the Hub gives out; check the name.") from error
     if settings.get("quantization_config"):
-        raise AskedWrongly(f"the weights of {source} are quantized; import the model that they were made of.")
+        raise UsageError(f"the weights of {source} are quantized; import the model that they were made of.")
     model_class = _named_architecture(settings.get("model_type")).model_class
     config = model_class.config_class.from_dict(settings)
     _architecture_of(config).our_config(config)  # before the weights are loaded, which takes its time
@@ -117,7 +116,7 @@ def import_stock(
         raise OSError(f"the weights of {source} cannot be read ({reason}); copy or download them again.") from error
     if wrong := sorted({*info["missing_keys"], *info["unexpected_keys"]}):
         named = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if wrong[3:] else "")
-        raise AskedWrongly(f"{source} is not a whole {model_class.__name__}: {named} are missing or too many.")
+        raise UsageError(f"{source} is not a whole {model_class.__name__}: {named} are missing or too many.")
     check_vocabulary(stock, loaded_tokenizer)
     return from_stock(stock.eval()), loaded_tokenizer
 
@@ -129,21 +128,21 @@ def _load_tokenizer(source: str | Path, config: PreTrainedConfig) -> PreTrainedT
             source, config=config, trust_remote_code=False, local_files_only=local_only
         )
     except (OSError, ValueError) as error:
-        raise AskedWrongly(f"{source} holds no tokenizer that can be read; save the model's own there.") from error
+        raise UsageError(f"{source} holds no tokenizer that can be read; save the model's own there.") from error
 
 
 def refuse_what_is_no_minigpt(model: PreTrainedModel, target: str) -> None:
     """Refuses a model that is not exported.
 
     Raises:
-        AskedWrongly: It is a bigram, or another library's model.
+        UsageError: It is a bigram, or another library's model.
     """
     if model.config.model_type == "minigpt_bigram":
-        raise AskedWrongly(
+        raise UsageError(
             f"a bigram is one table of what follows what, and {target} is for a GPT; train one, --preset nano-cpu say."
         )
     if not isinstance(model, MiniGPTForCausalLM):
-        raise AskedWrongly(
+        raise UsageError(
             f"{target} is made of a MiniGPT, and this is a {type(model).__name__}; make it one with `minigpt import`."
         )
 
@@ -176,14 +175,14 @@ def save_stock(
 def _architecture_of(config: PreTrainedConfig) -> Architecture:
     architecture = _named_architecture(config.model_type)
     if wrong := [need for need in architecture.needs_of_stock if not need.is_met(config)]:
-        raise AskedWrongly(f"a MiniGPT cannot express {name_switches(config, wrong)}; import a model that fits it.")
+        raise UsageError(f"a MiniGPT cannot express {name_switches(config, wrong)}; import a model that fits it.")
     return architecture
 
 
 def _named_architecture(model_type: str | None) -> Architecture:
     if model_type not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
-        raise AskedWrongly(f"a model of the type {model_type} cannot become a MiniGPT; one of {known} can.")
+        raise UsageError(f"a model of the type {model_type} cannot become a MiniGPT; one of {known} can.")
     return ARCHITECTURES[model_type]
 
 

@@ -9,9 +9,9 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from minigpt.errors import UsageError
 from minigpt.hub.adapters import CONFIG
 from minigpt.hub.extras import require_extra
-from minigpt.hub.trained import AskedWrongly
 from minigpt.training.output_folder import RunError
 
 ALL_LINEAR = "all-linear"
@@ -43,16 +43,16 @@ class LoraSettings:
         """Refuses what no adapter can be.
 
         Raises:
-            AskedWrongly: A number is out of its range, or PEFT is not installed.
+            UsageError: A number is out of its range, or PEFT is not installed.
         """
         if self.r < 1 or self.r % 1:
-            raise AskedWrongly(f"lora_r must be a whole number of at least 1, got {self.r}.")
+            raise UsageError(f"lora_r must be a whole number of at least 1, got {self.r}.")
         if not 0 < self.alpha < math.inf:
-            raise AskedWrongly(f"lora_alpha must be a number above 0, got {self.alpha:g}.")
+            raise UsageError(f"lora_alpha must be a number above 0, got {self.alpha:g}.")
         if not 0 <= self.dropout < 1:
-            raise AskedWrongly(f"lora_dropout must be at least 0 and below 1, got {self.dropout:g}.")
+            raise UsageError(f"lora_dropout must be at least 0 and below 1, got {self.dropout:g}.")
         if not self.targets:
-            raise AskedWrongly(f"lora_targets names no layer; name some, or say {ALL_LINEAR}.")
+            raise UsageError(f"lora_targets names no layer; name some, or say {ALL_LINEAR}.")
         require_extra("lora", "--lora", "peft")
 
 
@@ -69,16 +69,14 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings, base_name: str, rev
         A `PeftModelForCausalLM`, of which only the adapter trains.
 
     Raises:
-        AskedWrongly: The model has no such layers.
+        UsageError: The model has no such layers.
     """
     from peft import LoraConfig, get_peft_model
 
     if isinstance(settings.targets, tuple):
         _refuse_unfit(model, settings.targets)
     elif not any(_is_linear(layer) for layer in model.modules() if layer is not model.get_output_embeddings()):
-        raise AskedWrongly(
-            f"a {model.config.model_type} has no linear layers to put an adapter in; fine-tune it whole."
-        )
+        raise UsageError(f"a {model.config.model_type} has no linear layers to put an adapter in; fine-tune it whole.")
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=settings.r,
@@ -105,7 +103,7 @@ def _refuse_unfit(model: PreTrainedModel, targets: tuple[str, ...]) -> None:
     unknown = [target for target, found in named.items() if not found or not all(map(_takes_adapter, found))]
     if unknown:
         linear = sorted({name.rpartition(".")[2] for name, layer in layers.items() if _is_linear(layer)})
-        raise AskedWrongly(
+        raise UsageError(
             f"lora_targets {', '.join(unknown)} fit no layer of this model; its linear layers are "
             f"{', '.join(linear) or 'none'}."
         )
@@ -115,7 +113,7 @@ def _refuse_unfit(model: PreTrainedModel, targets: tuple[str, ...]) -> None:
     shared = [name for name, layer in layers.items() if layer is head or layer is table]
     for target in targets:
         if any(f".{name}".endswith(f".{target}") for name in shared):
-            raise AskedWrongly(
+            raise UsageError(
                 f"lora_targets {target} shares its weights with {' and '.join(shared)} in this model, and an adapter "
                 "on one could not be merged; leave it out."
             )

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from minigpt.errors import UsageError
 from minigpt.hub.adapters import base_sha256, commit_of, is_adapter
-from minigpt.hub.trained import AskedWrongly, hub_has, open_trained
+from minigpt.hub.trained import hub_has, open_trained
 from minigpt.training.evaluation import evaluating
 from minigpt.training.finetuning.quantization import prepare_quantized, quantized_loading, refuse_quantized
 
@@ -73,13 +74,13 @@ def open_base(
         gradient_checkpointing: Whether a quantised model is prepared for that.
 
     Raises:
-        AskedWrongly: It is an adapter, or its weights are quantised and that does not go with what is asked for.
+        UsageError: It is an adapter, or its weights are quantised and that does not go with what is asked for.
         OSError: There is no model under that name, or it cannot be read.
     """
     is_folder = Path(source).is_dir()
     local_only = is_folder or not hub_has(str(source))
     if is_adapter(source, local_files_only=local_only):
-        raise AskedWrongly(
+        raise UsageError(
             f"{source} is an adapter and no whole model; make one of it with `minigpt export {source} --to merged`, "
             "and fine-tune that."
         )
@@ -94,7 +95,7 @@ def open_base(
     model, tokenizer = open_trained(source, str(device), loading=loading)
     is_quantized = getattr(model, "is_quantized", False)
     if is_quantized and not trains_adapter:
-        raise AskedWrongly(
+        raise UsageError(
             f"the weights of {source} are quantised and cannot be trained; put an adapter above them with --lora."
         )
     if is_quantized:
@@ -108,17 +109,15 @@ def choose_block_size(model: PreTrainedModel, asked: int | None) -> int:
     """How many tokens a crop has: what was asked for, or what the model takes, up to 1,024.
 
     Raises:
-        AskedWrongly: The model does not take so many, or it is not even one.
+        UsageError: The model does not take so many, or it is not even one.
     """
     longest = getattr(model.config, "max_position_embeddings", None)
     if asked is None:
         return min(longest or _LONGEST_BY_DEFAULT, _LONGEST_BY_DEFAULT)
     if asked < 1:
-        raise AskedWrongly(f"block_size must be at least 1, got {asked}.")
+        raise UsageError(f"block_size must be at least 1, got {asked}.")
     if longest is not None and asked > longest:
-        raise AskedWrongly(
-            f"block_size is {asked} and the model takes at most {longest} tokens; choose up to {longest}."
-        )
+        raise UsageError(f"block_size is {asked} and the model takes at most {longest} tokens; choose up to {longest}.")
     return asked
 
 
@@ -127,7 +126,7 @@ def check_causal(model: PreTrainedModel, source: str) -> None:
     """Refuses a model that looks at what comes after: it would see its targets, and its loss would mean nothing.
 
     Raises:
-        AskedWrongly: Logits change with a token that comes after.
+        UsageError: Logits change with a token that comes after.
     """
     ids = _few_tokens(model).repeat(2, 1)  # (2, seq)
     ids[1, -1] = ids[1, 0]
@@ -136,7 +135,7 @@ def check_causal(model: PreTrainedModel, source: str) -> None:
     # Rows of 8-bit products are rounded together.
     tolerance = 0.1 if getattr(model, "is_quantized", False) else 1e-5
     if (first - second).abs().max() > tolerance * first.std():
-        raise AskedWrongly(
+        raise UsageError(
             f"{source} is of the class {type(model).__name__} and looks at what comes after a token, so it is no "
             "causal language model; fine-tune one that is."
         )
@@ -149,7 +148,7 @@ def check_loss(model: PreTrainedModel, source: str) -> None:
     Crops come with their targets, as `shift_labels`; a model that does not know them would learn the token after next.
 
     Raises:
-        AskedWrongly: The model's loss is not the one of these targets.
+        UsageError: The model's loss is not the one of these targets.
     """
     ids = _few_tokens(model)
     inputs, targets = ids[:, :-1], ids[:, 1:].contiguous()  # (1, seq - 1)
@@ -160,7 +159,7 @@ def check_loss(model: PreTrainedModel, source: str) -> None:
         expected = F.cross_entropy(output.logits.float().flatten(0, 1), targets.flatten())
         if torch.allclose(output.loss.float(), expected, rtol=1e-2):
             return
-    raise AskedWrongly(
+    raise UsageError(
         f"{source} is of the class {type(model).__name__}, whose loss takes no shift_labels; fine-tune a model of "
         "a class that transformers itself has."
     )

@@ -7,7 +7,7 @@ from typing import Any
 import datasets
 import numpy as np
 
-from minigpt.hub.trained import AskedWrongly
+from minigpt.errors import UsageError
 from minigpt.training.batches import IGNORED
 from minigpt.training.finetuning.chat_template import give_chat_template
 from minigpt.training.finetuning.conversations import Conversations, load_conversations
@@ -109,7 +109,7 @@ def prepare_instruction(
         settings: How they are learned from.
 
     Raises:
-        AskedWrongly: The tokenizer has no end of text, or its template does not mark what the assistant says.
+        UsageError: The tokenizer has no end of text, or its template does not mark what the assistant says.
         CorpusError: There are no such conversations, or a row is not one to learn from.
     """
     settings = settings or InstructionSettings()
@@ -156,7 +156,7 @@ def learn_to_stop(model: Any, tokenizer: Any) -> None:
     for padding pads with the end of text from now on: labels say what is learned, so nothing is lost by that.
 
     Raises:
-        AskedWrongly: The tokenizer has no end of text.
+        UsageError: The tokenizer has no end of text.
     """
     generation, end = model.generation_config, _end_of_text(tokenizer)
     generation.suppress_tokens = [token for token in generation.suppress_tokens or [] if token != end] or None
@@ -172,7 +172,7 @@ def learn_to_stop(model: Any, tokenizer: Any) -> None:
 
 def _end_of_text(tokenizer: Any) -> int:
     if tokenizer.eos_token_id is None:
-        raise AskedWrongly(
+        raise UsageError(
             "the tokenizer has no end of text, by which a model says that its answer is over; give it an eos_token."
         )
     return int(tokenizer.eos_token_id)

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import add_fused_lm_head
 
-from minigpt.hub.trained import AskedWrongly
+from minigpt.errors import UsageError
 from minigpt.training.arguments import MiniGPTTrainingArguments
 from minigpt.training.batches import IGNORED
 from minigpt.training.evaluation import Evaluation, sum_of_losses
@@ -55,7 +55,7 @@ class InstructionTrainer(MiniGPTTrainer, SFTTrainer):
         **kwargs: As for `MiniGPTTrainer`.
 
     Raises:
-        AskedWrongly: The model has an adapter on its head, or the tokenizer has no end of text.
+        UsageError: The model has an adapter on its head, or the tokenizer has no end of text.
         FloatingPointError: In `train`: the training diverged.
     """
 
@@ -218,7 +218,7 @@ def _refuse_adapter_on_head(model: Any) -> None:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     if isinstance(model.get_output_embeddings(), BaseTunerLayer):
-        raise AskedWrongly(
+        raise UsageError(
             "the adapter is on the model's output head too, of which TRL's loss reads the weights alone; leave the "
             "head out of lora_targets, as all-linear does."
         )

@@ -6,7 +6,7 @@ from typing import Any
 
 import datasets
 
-from minigpt.hub.trained import AskedWrongly
+from minigpt.errors import UsageError
 from minigpt.training.batches import IGNORED
 from minigpt.training.finetuning.conversations import Conversation, Conversations
 from minigpt.training.text_files import CorpusError
@@ -53,7 +53,7 @@ def label_rows(
         assistant_only_loss: Whether only the assistant's tokens (of bare rows, the completion's) are learned.
 
     Raises:
-        AskedWrongly: The template does not mark what the assistant says, or not that it ends, or there is none.
+        UsageError: The template does not mark what the assistant says, or not that it ends, or there is none.
         CorpusError: A row is longer than the block, has a character that the vocabulary lacks, or nothing is left.
     """
     if any(row.messages for row in conversations.rows):
@@ -79,7 +79,7 @@ def label_rows(
         )
     learns_to_stop = any(tokenizer.eos_token_id in labels for _, labels in rows)
     if assistant_only_loss and not learns_to_stop and not too_long:
-        raise AskedWrongly(
+        raise UsageError(
             f"the chat template ends no answer with {tokenizer.eos_token}, the tokenizer's end of text, so that a "
             "model would never stop; write it before {% endgeneration %}, or make the template's own end the eos_token."
         )
@@ -113,9 +113,9 @@ def prompt_of(conversation: Conversation, tokenizer: Any) -> list[int]:
 def _check_template(tokenizer: Any, assistant_only_loss: bool) -> None:
     template = tokenizer.chat_template
     if template is None:
-        raise AskedWrongly("the tokenizer has no chat template to write messages in; give it one.")
+        raise UsageError("the tokenizer has no chat template to write messages in; give it one.")
     if assistant_only_loss and not re.search(r"\{%-?\s*generation\s*-?%\}", str(template)):
-        raise AskedWrongly(
+        raise UsageError(
             "the tokenizer's chat template has no {% generation %} marks, which tell the assistant's tokens from the "
             "others; give it a template that has them, or learn from all tokens with --assistant_only_loss false."
         )
@@ -132,7 +132,7 @@ def _tokens(conversation: Conversation, tokenizer: Any) -> tuple[list[int], list
     if conversation.num_given:
         given, _ = _templated(conversation.messages[: conversation.num_given], tokenizer)
         if ids[: len(given)] != given:
-            raise AskedWrongly(
+            raise UsageError(
                 f"{conversation.where} has a prompt that the chat template writes otherwise when it is answered, so "
                 "that the two cannot be told apart; give rows of messages, or another template."
             )

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from minigpt.errors import UsageError
 from minigpt.hub.extras import require_extra
-from minigpt.hub.trained import AskedWrongly
 
 BITS = (4, 8)
 
@@ -17,10 +17,10 @@ def check_bits(bits: int) -> None:
     """Refuses what bitsandbytes cannot do, or that it is not installed.
 
     Raises:
-        AskedWrongly: One of these.
+        UsageError: One of these.
     """
     if bits not in BITS:
-        raise AskedWrongly(f"weights are loaded in {' or '.join(map(str, BITS))} bits, got {bits}.")
+        raise UsageError(f"weights are loaded in {' or '.join(map(str, BITS))} bits, got {bits}.")
     require_extra("qlora", f"--load_in_{bits}bit", "bitsandbytes", "peft")
 
 
@@ -28,14 +28,14 @@ def refuse_quantized(source: str | Path, *, local_files_only: bool) -> None:
     """Refuses to quantise a model once more, which transformers would pass over without a word.
 
     Raises:
-        AskedWrongly: Its weights are quantised already.
+        UsageError: Its weights are quantised already.
     """
     try:
         config, _ = PreTrainedConfig.get_config_dict(source, local_files_only=local_files_only)
     except OSError:
         return  # whoever opens it says what is wrong with it
     if quantized := config.get("quantization_config"):
-        raise AskedWrongly(
+        raise UsageError(
             f"the weights of {source} are already quantised (by {quantized.get('quant_method')}); leave "
             "--load_in_4bit and --load_in_8bit out, or take the model in full precision."
         )

@@ -7,9 +7,9 @@ from typing import Any
 
 from transformers import set_seed
 
+from minigpt.errors import UsageError
 from minigpt.hub.extras import require_extra
 from minigpt.hub.publishing.saved_folder import ADAPTER
-from minigpt.hub.trained import AskedWrongly
 from minigpt.training.arguments import MiniGPTTrainingArguments
 from minigpt.training.checkpoints import find_checkpoint
 from minigpt.training.completion import Run, describe_text, run_to_the_end
@@ -65,7 +65,7 @@ def main_finetune(argv: Sequence[str] | None = None) -> None:
 
     Raises:
         SystemExit: 2 if it was asked wrongly, 130 if it was stopped by Ctrl-C.
-        AskedWrongly: An argument has an impossible value; the message is one sentence.
+        UsageError: An argument has an impossible value; the message is one sentence.
         ValueError: It could not be done, likewise.
         FloatingPointError: The training has diverged.
     """
@@ -108,7 +108,7 @@ def finetune(
         What was made, all of it saved.
 
     Raises:
-        ValueError: Before any work has started: something was asked for that cannot be done, `AskedWrongly` where no
+        ValueError: Before any work has started: something was asked for that cannot be done, `UsageError` where no
             other text or folder would help. One sentence says what.
         OSError: There is no model under that name, or it cannot be read.
         PushFailed: The Hub did not take the run; before any work if that can be known, else when all of it is saved.
@@ -121,12 +121,12 @@ def finetune(
     if lora:
         lora.check()
     if extend_vocabulary and lora:
-        raise AskedWrongly(
+        raise UsageError(
             "an adapter holds no rows for new characters, so --extend_vocabulary does not go with --lora; fine-tune "
             "without --lora once, and then put the adapter on what that made."
         )
     if extend_vocabulary and instruction:
-        raise AskedWrongly(
+        raise UsageError(
             "--extend_vocabulary is for a text; fine-tune on one that has the new characters, and then with --sft."
         )
     recipe = PLAYS_TRAINING if instruction and data == "plays" else {}
@@ -134,7 +134,7 @@ def finetune(
     folder, is_main = Path(args.output_dir), args.process_index == 0
     resuming = bool(args.resume_from_checkpoint)
     if Path(model).is_dir() and Path(model).resolve().is_relative_to(folder.resolve()):
-        raise AskedWrongly(f"{folder} holds {model}, which is to be fine-tuned; name another --output_dir.")
+        raise UsageError(f"{folder} holds {model}, which is to be fine-tuned; name another --output_dir.")
     if is_main:
         check_folder(folder, resuming=resuming, overwrite=overwrite)
     checkpoint = find_checkpoint(folder, args.resume_from_checkpoint) if resuming else None

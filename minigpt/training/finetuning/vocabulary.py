@@ -6,7 +6,7 @@ from typing import Any
 from tokenizers import AddedToken
 from transformers import PreTrainedModel
 
-from minigpt.hub.trained import AskedWrongly
+from minigpt.errors import UsageError
 from minigpt.training.corpus import Corpus
 
 _NAMED = 50
@@ -36,7 +36,7 @@ def refuse_lacking(lacking: Sequence[str], corpus: Corpus, source: str, *, may_e
         may_extend: Whether they could be added; an adapter has no rows for them.
 
     Raises:
-        AskedWrongly: There are any; the message lists them.
+        UsageError: There are any; the message lists them.
     """
     if not lacking:
         return
@@ -46,7 +46,7 @@ def refuse_lacking(lacking: Sequence[str], corpus: Corpus, source: str, *, may_e
     remedy = "add them with --extend_vocabulary" + (
         "" if may_extend else " and without --lora, and put the adapter on what that makes"
     )
-    raise AskedWrongly(
+    raise UsageError(
         f"{corpus.name} has {number} that the vocabulary of {source} lacks: {named}{more}; {remedy}, or take them out."
     )
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from minigpt.hub.trained import AskedWrongly
+from minigpt.errors import UsageError
 from minigpt.tokenization.subword import train_bpe
 from minigpt.tokenization.tokenization_minigpt import MiniGPTTokenizer
 from minigpt.training.batches import IGNORED
@@ -156,12 +156,12 @@ def test_characters_outside_the_vocabulary_are_refused_by_name(tmp_path: Path) -
 def test_a_template_that_does_not_mark_answers_is_refused_where_they_alone_are_learned(tmp_path: Path) -> None:
     tokenizer = MiniGPTTokenizer.from_text(LETTERS)
     read = load_conversations(write(tmp_path, {"messages": TALK}))
-    with pytest.raises(AskedWrongly, match="has no chat template"):
+    with pytest.raises(UsageError, match="has no chat template"):
         label_rows(read, tokenizer, 300)
     unmarked = "{% for message in messages %}{{ message.role + ':' + message.content }}{% endfor %}"
     tokenizer.chat_template = unmarked
     assert not give_chat_template(tokenizer)
-    with pytest.raises(AskedWrongly, match=r"has no \{% generation %\} marks"):
+    with pytest.raises(UsageError, match=r"has no \{% generation %\} marks"):
         label_rows(read, tokenizer, 300)
     assert len(label_rows(read, tokenizer, 300, assistant_only_loss=False).dataset) == 1
     tokenizer.chat_template = None
@@ -173,7 +173,7 @@ def test_a_template_by_which_no_answer_would_end_is_refused(tmp_path: Path) -> N
     endless = CHAT_TEMPLATE.replace(" + eos_token", "")
     assert endless != CHAT_TEMPLATE
     tokenizer = MiniGPTTokenizer.from_text(LETTERS, chat_template=endless)
-    with pytest.raises(AskedWrongly, match=r"ends no answer with <\|endoftext\|>.* would never stop; write it before"):
+    with pytest.raises(UsageError, match=r"ends no answer with <\|endoftext\|>.* would never stop; write it before"):
         label_rows(load_conversations(write(tmp_path, {"messages": TALK})), tokenizer, 300)
 
 

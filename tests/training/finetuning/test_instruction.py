@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from minigpt.hub.trained import AskedWrongly
+from minigpt.errors import UsageError
 from minigpt.modeling_minigpt.configuration_minigpt import MiniGPTConfig
 from minigpt.modeling_minigpt.generation_minigpt import lecture_generation_config
 from minigpt.modeling_minigpt.modeling_minigpt import MiniGPTForCausalLM
@@ -110,7 +110,7 @@ def test_the_hash_is_of_what_is_learned(talk: Path) -> None:
 def test_a_tokenizer_without_an_end_of_text_is_refused(talk: Path) -> None:
     tokenizer = train_bpe(["user: assistant: king\n"] * 5, 262)
     endless = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
-    with pytest.raises(AskedWrongly, match=r"has no end of text, by which .* give it an eos_token"):
+    with pytest.raises(UsageError, match=r"has no end of text, by which .* give it an eos_token"):
         prepare_instruction(talk, endless, 300)
 
 

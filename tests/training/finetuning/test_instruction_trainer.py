@@ -19,7 +19,7 @@ from transformers import (
     pipeline,
 )
 
-from minigpt.hub.trained import AskedWrongly
+from minigpt.errors import UsageError
 from minigpt.modeling_minigpt.configuration_minigpt import MiniGPTConfig
 from minigpt.modeling_minigpt.generation_minigpt import lecture_generation_config
 from minigpt.modeling_minigpt.modeling_minigpt import MiniGPTForCausalLM
@@ -316,7 +316,7 @@ def test_an_adapter_on_the_head_is_refused_because_it_would_learn_nothing(build,
     from peft import LoraConfig, get_peft_model
 
     adapted = get_peft_model(model, LoraConfig(target_modules=["lm_head"], task_type="CAUSAL_LM"))
-    with pytest.raises(AskedWrongly, match="the adapter is on the model's output head too"):
+    with pytest.raises(UsageError, match="the adapter is on the model's output head too"):
         build(adapted, tokenizer)
 
 
