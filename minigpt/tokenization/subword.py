@@ -20,8 +20,11 @@ NUM_BYTES = 256
 
 _SPACE = "\u2581"  # how SentencePiece writes a space in its pieces
 _UNKNOWN = "<unk>"
-# SentencePiece passes over longer sentences, 4192 bytes by default: no character has more than 4.
+# SentencePiece skips longer sentences, 4192 bytes by default: no character has more than 4.
 _LONGEST_SENTENCE = 1024
+# Byte-level BPE takes time quadratic in the length of a pre-token, and text without spaces (DNA, Chinese, chess moves)
+# is a single one. No word of a language is as long as this.
+_LONGEST_PRE_TOKEN = 1024
 
 
 class SentencePieceTokenizer(TokenizersBackend):
@@ -57,7 +60,8 @@ def train_bpe(chunks: Iterable[str], vocab_size: int, **kwargs: Any) -> Tokenize
     """Trains a byte-level BPE vocabulary, GPT-2's kind: 256 bytes, then the pairs that the text has most of.
 
     The idea is Sennrich et al. 2016 (arXiv:1508.07909); bytes in the place of characters are GPT-2's. The two special
-    tokens, end of text and padding, come last.
+    tokens, end of text and padding, come last. A pre-token longer than 1,024 bytes is cut, in training and in encoding,
+    so that the time is linear in the length of a text without spaces.
 
     Args:
         chunks: The text, in pieces of any size.
@@ -74,7 +78,12 @@ def train_bpe(chunks: Iterable[str], vocab_size: int, **kwargs: Any) -> Tokenize
             f"must be at least {least}, got {vocab_size}."
         )
     backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+            pre_tokenizers.Split(Regex(f".{{{_LONGEST_PRE_TOKEN}}}"), "isolated"),
+        ]
+    )
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(SPECIAL_TOKENS),

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer
 
 from minigpt.tokenization.subword import train_bpe, train_sentencepiece
@@ -90,6 +91,23 @@ def test_the_tokens_are_those_of_sentencepieces_own_model(model_type: str, tmp_p
     texts = [text for text in odd_texts() if "\u2581" not in text and "<|" not in text]
     for text in (*TEXT.splitlines(keepends=True), *texts):
         assert ids_of(tokenizer, text) == own.encode(text), text
+
+
+@pytest.mark.parametrize("unspaced", ["ACGT", "中文字", "  ", "'", "7"])
+def test_no_pre_token_grows_with_a_text_without_spaces(unspaced: str) -> None:
+    text = "".join(random.Random(0).choices(unspaced, k=20_000))
+    tokenizer = train_bpe([text], 258)
+    pre_tokens = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
+    assert max(len(pre_token) for pre_token, _ in pre_tokens) == 1024
+    assert tokenizer.decode(ids_of(tokenizer, text)) == text
+
+
+def test_bounding_pre_tokens_leaves_ordinary_text_to_gpt2s_cuts() -> None:
+    gpt2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    for text in (TEXT, "A" * 1023):
+        assert train_bpe([TEXT], 258).backend_tokenizer.pre_tokenizer.pre_tokenize_str(text) == gpt2.pre_tokenize_str(
+            text
+        )
 
 
 def test_a_vocabulary_without_room_for_the_bytes_is_refused() -> None:

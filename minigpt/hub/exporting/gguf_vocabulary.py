@@ -87,5 +87,6 @@ def _merges_of_characters(spelt: list[str]) -> list[str]:
 
 
 def _cuts_as_gpt2(cutter: dict[str, Any] | None) -> bool:
-    settings = cutter or {}
+    # The cut after GPT-2's own only bounds the length of a pre-token.
+    settings = next(iter((cutter or {}).get("pretokenizers", [cutter or {}])))
     return settings.get("type") == "ByteLevel" and settings["use_regex"] and not settings["add_prefix_space"]

@@ -243,7 +243,7 @@ def _read_vocabulary(path: Path) -> Vocabulary | None:
     kind = None
     if (path / "tokenizer.model").is_file():
         kind = f"SentencePiece, {'unigram' if model.get('type') == 'Unigram' else model.get('type')}"
-    elif model.get("type") == "BPE" and (tokenizer.get("pre_tokenizer") or {}).get("type") == "ByteLevel":
+    elif model.get("type") == "BPE" and (tokenizer.get("decoder") or {}).get("type") == "ByteLevel":
         kind = "byte-level BPE"
     if kind is None and not model.get("merges") and ordinary and all(len(token) == 1 for token in ordinary):
         return Vocabulary(characters=tuple(ordinary), subwords=None, special=len(special))
