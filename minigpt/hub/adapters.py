@@ -1,7 +1,6 @@
 """Adapters: small weights for a model that stays as it is, opened with the very model that they were trained on."""
 
 import hashlib
-import json
 import re
 import warnings
 from collections.abc import Iterable
@@ -11,7 +10,6 @@ from typing import Any
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HFValidationError
-from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
@@ -23,7 +21,10 @@ from transformers.utils import find_adapter_config_file
 
 from minigpt.errors import UsageError
 from minigpt.hub.extras import require_extra
+from minigpt.hub.json_files import read_object
+from minigpt.hub.opening import opening, reason_of
 from minigpt.hub.trained import hub_has, load_tokenizer
+from minigpt.hub.weights import check_files, load_whole
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -78,14 +79,11 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         UsageError: It cannot be read, or names no model that the adapter is for.
     """
     file = folder / CONFIG
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        named = isinstance(config["base_model_name_or_path"], str) and bool(config["base_model_name_or_path"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{file} cannot be read ({error}); save the adapter again.") from error
-    if not named:
+    config = read_object(file, "save the adapter again")
+    base = config.get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
         raise UsageError(f"{file} names no model that the adapter is for; write it into base_model_name_or_path.")
-    return dict(config)
+    return config
 
 
 def holds_whole_model(folder: Path) -> bool:
@@ -221,7 +219,7 @@ def open_adapter(
     base = base or base_of(folder)
     place = _find_base(base, folder, source)
     check_base(folder, place, base.revision, source=source, called=base.name)
-    model = _load_base(place, base, source)
+    model = _load_base(place, base)
     tokenizer = load_tokenizer(
         folder if (folder / "tokenizer_config.json").is_file() else place, revision=base.revision or "main"
     )
@@ -230,7 +228,8 @@ def open_adapter(
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     model = _add_adapter(model, folder, source)
     if (folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
+        with opening(folder):
+            model.generation_config = GenerationConfig.from_pretrained(folder)
     model.name_or_path = str(source)
     return model, tokenizer
 
@@ -290,21 +289,16 @@ def _find_base(base: Base, folder: Path, source: str | Path) -> str | Path:
         ) from error
 
 
-def _load_base(place: str | Path, base: Base, source: str | Path) -> PreTrainedModel:
+def _load_base(place: str | Path, base: Base) -> PreTrainedModel:
     local_only = isinstance(place, Path)
-    try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+    with opening(place, base.revision):
+        return load_whole(
+            AutoModelForCausalLM.from_pretrained,
             place,
             revision=base.revision or "main",
             local_files_only=local_only,
             adapter_kwargs={"local_files_only": local_only},
         )
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise OSError(
-            f"{base.name}, the model that {source} is an adapter for, cannot be opened ({reason})."
-        ) from error
-    return model
 
 
 def _add_adapter(model: PreTrainedModel, folder: Path, source: str | Path) -> Any:
@@ -313,14 +307,34 @@ def _add_adapter(model: PreTrainedModel, folder: Path, source: str | Path) -> An
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            # Weights that the file lacks would be drawn at random.
-            warnings.filterwarnings("error", message="Found missing adapter keys")
-            adapted = PeftModel.from_pretrained(model, folder, torch_device="cpu")
-            if getattr(model, "is_quantized", False) or not hasattr(adapted, "merge_and_unload"):
-                return adapted
-            return adapted.merge_and_unload()
-    except (RuntimeError, ValueError, TypeError, KeyError, SafetensorError, UserWarning) as error:
-        reason = " ".join(str(error).split())
+            adapted = PeftModel.from_pretrained(model, folder, torch_device="cpu", ignore_mismatched_sizes=True)
+        refuse_unfit_adapter(adapted, folder)
+        if getattr(model, "is_quantized", False) or not hasattr(adapted, "merge_and_unload"):
+            return adapted
+        return adapted.merge_and_unload()
+    except UsageError:
+        raise
+    except Exception as error:  # whatever PEFT makes of a config that is not what it expects
         raise UsageError(
-            f"the adapter in {source} does not fit the model that it is for ({reason[:300]}); train it again."
+            f"the adapter in {source} does not fit the model that it is for{reason_of(error)}; train it again."
         ) from error
+
+
+def refuse_unfit_adapter(adapted: Any, folder: Path) -> None:
+    """Refuse an adapter's weights that are not those of the adapter that a model has.
+
+    PEFT draws at random what the file lacks and drops what is left over.
+
+    Args:
+        adapted: A model with an adapter of the same settings.
+        folder: The adapter's.
+
+    Raises:
+        UsageError: Weights are missing, left over, of another shape or not finite; the sentence names them.
+    """
+    from peft import get_peft_model_state_dict
+
+    expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    # PEFT also saves tables of embeddings that were resized, and modules that are trained as a whole twice.
+    known = {name.replace(f".{adapted.active_adapter}.", ".") for name in adapted.state_dict()}
+    check_files(folder, WEIGHTS, expected, optional=known - expected.keys())

@@ -1,17 +1,16 @@
 """A trained model, opened: on the right device, with the tokenizer it was trained with."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HFValidationError
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import minigpt
 from minigpt.errors import UsageError
+from minigpt.hub.opening import check_name, opening
+from minigpt.hub.weights import load_whole
 
 # What a model of somebody else's that takes long texts, or texts of any length, is shown at a time.
 _LONG = 1024
@@ -58,13 +57,10 @@ def open_trained(
             `device_map` of the device.
 
     Raises:
-        OSError: If there is no model under that name, or it cannot be read.
-        ValueError: If the device is not there, or the tokenizer does not fit the model.
+        OSError: If there is no model under that name.
+        UsageError: If the device is not there, or a file cannot be used or does not fit the others.
     """
-    if not str(source):
-        raise UsageError("the model's name is empty; name a folder or a Hub id.")
-    if Path(source).is_file():
-        raise UsageError(f"{source} is a file; name the model's folder.")
+    check_name(source)
     target = find_device(device)
     minigpt.register()
     from minigpt.hub.adapters import is_adapter, open_adapter  # which needs what is defined here
@@ -83,11 +79,11 @@ def open_trained(
 def _open_whole(
     source: str | Path, *, local_files_only: bool, **loading: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    is_folder = Path(source).is_dir()
-    if is_folder and not (Path(source) / "config.json").is_file():
+    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
         raise OSError(f"the folder {source} holds no model: it has no config.json.")
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
+    with opening(source, loading.get("revision")):
+        model = load_whole(
+            AutoModelForCausalLM.from_pretrained,
             source,
             local_files_only=local_files_only,
             # Where PEFT is installed, the Hub is also asked for an adapter, by other keywords.
@@ -95,39 +91,36 @@ def _open_whole(
             **loading,
         )
         tokenizer = load_tokenizer(source, local_files_only=local_files_only)
-    except (OSError, SafetensorError, json.JSONDecodeError, HFValidationError) as error:
-        if is_folder:
-            reason = " ".join(str(error).split())
-            raise OSError(f"the model in {source} is damaged or half-written ({reason}); train it again.") from error
-        raise OSError(
-            f"{source} is neither a folder nor a model that the Hub gives out; "
-            "check the name, or train one with `minigpt train`."
-        ) from error
     return model, tokenizer
 
 
-def load_tokenizer(source: str | Path, **loading: Any) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    source: str | Path, *, remedy: str = "save it there with tokenizer.save_pretrained", **loading: Any
+) -> PreTrainedTokenizerBase:
     """Loads a tokenizer that can be saved again without a trace of how it was loaded.
 
     Args:
         source: A folder, or a Hub repository's id.
+        remedy: What to do if there is none.
         **loading: Arguments of `AutoTokenizer.from_pretrained`.
 
     Raises:
-        UsageError: There is none, in whose place transformers would invent one that knows no text.
-        OSError: It cannot be read.
+        UsageError: There is none, in whose place transformers would invent one that knows no text, or one of its files
+            cannot be used.
+        OSError: There is no such repository.
     """
-    none = f"{source} holds no tokenizer; save it there with tokenizer.save_pretrained."
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **loading)
-    except ValueError as error:
-        if "instantiate the backend tokenizer" in str(error):  # what it says of a model type that it cannot invent for
-            raise UsageError(none) from error
-        raise
-    for name in ("local_files_only", "is_local"):
-        tokenizer.init_kwargs.pop(name, None)
-    if not set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids):
-        raise UsageError(none)
+    none = UsageError(f"{source} holds no tokenizer; {remedy}.")
+    with opening(source, loading.get("revision"), what="tokenizer", remedy=remedy):
+        try:
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **loading)
+        except ValueError as error:
+            if "instantiate the backend tokenizer" in str(error):  # what it says of a type that it cannot invent for
+                raise none from error
+            raise
+        for name in ("local_files_only", "is_local"):
+            tokenizer.init_kwargs.pop(name, None)
+        if not set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids):
+            raise none
     return tokenizer
 
 

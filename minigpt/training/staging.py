@@ -12,10 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import is_peft_model
 from transformers import Trainer, TrainerCallback
 
-from minigpt.hub.adapters import BASE_HASH
+from minigpt.hub.adapters import BASE_HASH, refuse_unfit_adapter
 from minigpt.hub.publishing.card import CARD
+from minigpt.hub.weights import check_files
 from minigpt.training.checkpoints import (
     SETTINGS,
     TEXT_HASH,
@@ -74,9 +76,20 @@ class StagedTrainer(Trainer):
         """
         run_dir = Path(self.args.output_dir)
         self._resumed_from = find_checkpoint(run_dir, resume_from_checkpoint) if resume_from_checkpoint else None
+        if self._resumed_from:
+            self._refuse_unfit(self._resumed_from)
         if self.args.should_save:
             remove_unfinished(run_dir)
         return super().train(str(self._resumed_from) if self._resumed_from else None, *args, **kwargs)
+
+    def _refuse_unfit(self, checkpoint: Path) -> None:
+        """Refuse weights that are not this model's, which the stock Trainer would load as far as they go."""
+        network = self.accelerator.unwrap_model(self.model)
+        if is_peft_model(network):
+            refuse_unfit_adapter(network, checkpoint)
+        else:
+            tied = getattr(network, "all_tied_weights_keys", {})
+            check_files(checkpoint, "model*.safetensors", network.state_dict(), optional=tied)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or self.args.output_dir)

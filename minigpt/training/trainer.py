@@ -15,6 +15,8 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, PrinterCallback
 from transformers.trainer_utils import SaveStrategy
 from transformers.training_args import OptimizerNames
 
+from minigpt.hub.adapters import refuse_unfit_adapter
+from minigpt.hub.weights import load_whole
 from minigpt.training.arguments import MiniGPTTrainingArguments
 from minigpt.training.batches import RandomCrops, Windows, collate
 from minigpt.training.evaluation import Evaluation, estimate_loss, validation_loss
@@ -163,7 +165,8 @@ class MiniGPTTrainer(PublishingTrainer):
         network = self.accelerator.unwrap_model(self.model)
         with no_progress_bars():
             if isinstance(network, PreTrainedModel):
-                return self.score(type(network).from_pretrained(checkpoint).to(network.device))
+                return self.score(load_whole(type(network).from_pretrained, checkpoint).to(network.device))
+            refuse_unfit_adapter(network, checkpoint)
             network.load_adapter(str(checkpoint), adapter_name="checkpoint")
         network.set_adapter("checkpoint")
         try:

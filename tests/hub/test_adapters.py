@@ -355,6 +355,16 @@ def incomplete(adapter: Path, base: Path) -> None:
     save_file(weights, adapter / WEIGHTS)
 
 
+def left_over(adapter: Path, base: Path) -> None:
+    save_file(load_file(adapter / WEIGHTS) | {"soul": torch.ones(3)}, adapter / WEIGHTS)
+
+
+def diverged(adapter: Path, base: Path) -> None:
+    weights = load_file(adapter / WEIGHTS)
+    weights[min(weights)].fill_(float("nan"))
+    save_file(weights, adapter / WEIGHTS)
+
+
 DAMAGE: dict[str, tuple[Callable[[Path, Path], None], str]] = {
     "another base": (
         retrained,
@@ -374,15 +384,20 @@ DAMAGE: dict[str, tuple[Callable[[Path, Path], None], str]] = {
         lambda adapter, base: (adapter / WEIGHTS).unlink(),
         "{adapter} holds no adapter_model.safetensors; save the adapter again.",
     ),
-    "another shape, and no hash": (of_another_shape, "the adapter in {adapter} does not fit the model"),
-    "weights missing": (incomplete, "the adapter in {adapter} does not fit the model"),
+    "another shape, and no hash": (of_another_shape, "the weights of {adapter} are not those that its configuration"),
+    "weights missing": (incomplete, "the weights of {adapter} are not those that its configuration describes (base_"),
+    "weights left over": (
+        left_over,
+        "the weights of {adapter} are not those that its configuration describes (soul is left over)",
+    ),
+    "weights that are not finite": (diverged, "{adapter} holds weights that are not finite (base_model."),
     "no base named": (
         lambda adapter, base: change(adapter / CONFIG, base_model_name_or_path=""),
         "{adapter}/adapter_config.json names no model that the adapter is for; write it into base_model_name_or_path.",
     ),
     "no JSON": (
         lambda adapter, base: (adapter / CONFIG).write_text("{", encoding="utf-8"),
-        "{adapter}/adapter_config.json cannot be read",
+        "{adapter}/adapter_config.json is not JSON",
     ),
 }
 

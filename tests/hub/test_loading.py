@@ -378,9 +378,6 @@ def said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> p
     return caplog
 
 
-@pytest.mark.door(
-    "Weights that are missing, left over or of another shape are named, and none is skipped silently", *OURS
-)
 def test_weights_that_do_not_fit_are_named(tmp_path: Path, said: pytest.LogCaptureFixture) -> None:
     gpt(TOKENIZER).save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")

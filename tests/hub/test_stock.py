@@ -403,7 +403,7 @@ def test_weights_that_are_missing_or_too_many_are_named(folder: Path) -> None:
     config = GPT2Config.from_pretrained(folder)
     config.n_layer = 3
     config.save_pretrained(folder)
-    with pytest.raises(UsageError, match=r"is not a whole GPT2LMHeadModel: transformer\.h\.2\.\S+, .* and 9 more are"):
+    with pytest.raises(UsageError, match=r"\(transformer\.h\.2\.\S+, .* and 9 more are missing\)"):
         import_stock(folder)
 
 
@@ -418,10 +418,10 @@ def test_quantized_weights_and_other_architectures_are_refused_before_they_are_l
     with pytest.raises(UsageError, match="a model of the type bloom cannot"):
         import_stock(folder)
     config.write_text(text, encoding="utf-8")
-    with pytest.raises(OSError, match=r"^the weights of \S+ cannot be read"):
+    with pytest.raises(UsageError, match=r"cannot be opened \(Error no file named model.safetensors"):
         import_stock(folder)
     config.write_text("{", encoding="utf-8")
-    with pytest.raises(OSError, match=r"^the config\.json in \S+ cannot be read"):
+    with pytest.raises(UsageError, match=r"config\.json is not JSON"):
         import_stock(folder)
 
 

@@ -11,8 +11,9 @@ import time
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from minigpt.errors import UsageError
 from minigpt.modeling_minigpt.modeling_minigpt import MiniGPTForCausalLM
 from minigpt.training.checkpoints import (
     UNFINISHED,
@@ -233,6 +234,39 @@ def test_checkpoint_of_several_files_of_weights_needs_all_of_them_and_their_inde
     assert checkpoint_fault(checkpoint) is None
     (checkpoint / lost).unlink()
     assert f"its {lost} is missing" in checkpoint_fault(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda weights: weights.pop("lm_head.bias"), r"lm_head\.bias is missing"),
+        (lambda weights: weights.update(soul=torch.ones(3)), "soul is left over"),
+        (lambda weights: weights.update({"lm_head.bias": torch.ones(3)}), r"shape \[3\] where \[\d+\] belongs"),
+        (lambda weights: weights["lm_head.bias"].fill_(float("nan")), r"not finite \(lm_head\.bias\)"),
+    ],
+)
+def test_a_run_goes_on_only_with_the_weights_of_its_own_model(build_trainer, tmp_path, change, said):
+    build_trainer(tmp_path / "run", max_steps=3).train()
+    file = tmp_path / "run" / "checkpoint-3" / "model.safetensors"
+    changed = load_file(file)
+    change(changed)
+    save_file(changed, file, {"format": "pt"})
+    resumed = build_trainer(tmp_path / "run")
+    for use in (
+        lambda: resumed.train(resume_from_checkpoint=str(file.parent)),
+        lambda: resumed.score_checkpoint(file.parent),
+    ):
+        with pytest.raises(UsageError, match=said):
+            use()
+
+
+def test_a_model_whose_head_is_its_embedding_table_goes_on(arguments, build_model, tokens, tokenizer):
+    for how in ({"max_steps": 3, "save_steps": 3}, {"max_steps": 4, "resume_from_checkpoint": True}):
+        model = build_model(tie_word_embeddings=True, lm_head_bias=False)
+        args = arguments(**how)
+        trainer = MiniGPTTrainer(model, args, tokens, processing_class=tokenizer)
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    assert trainer.state.global_step == 4
 
 
 def test_best_checkpoint_that_is_damaged_is_not_loaded_at_the_end(build_trainer, tmp_path, caplog):

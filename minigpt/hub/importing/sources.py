@@ -27,9 +27,10 @@ from minigpt.hub.importing.lecture import (
 from minigpt.hub.importing.nanogpt import from_nanogpt, is_nanogpt
 from minigpt.hub.importing.pickles import load_checkpoint
 from minigpt.hub.importing.state_dicts import Weights, find_weights
-from minigpt.hub.importing.vocabularies import Vocabulary, find_tokenizer, fit_tokens, read_text, refuse_empty
+from minigpt.hub.importing.vocabularies import Vocabulary, find_tokenizer, fit_tokens, read_text
 from minigpt.hub.stock.conversion import import_stock
 from minigpt.hub.trained import hub_has, open_trained
+from minigpt.hub.weights import refuse_not_finite
 from minigpt.modeling_minigpt.configuration_bigram import BigramConfig
 from minigpt.modeling_minigpt.configuration_minigpt import MiniGPTConfig
 
@@ -98,11 +99,10 @@ def import_model(
     if file is None:
         _refuse_given({"meta": meta, "text": text} | unsaid, f"{source} is a stock model and says it itself")
         model, its_tokenizer = import_stock(source, vocabulary.tokenizer)
-        refuse_empty(its_tokenizer, vocabulary.tokenizer or source)
     else:
         with torch.random.fork_rng(devices=[]):  # models begin at random before they are filled
             model, its_tokenizer = _import_file(file, vocabulary, unsaid)
-    _refuse_not_finite(model, str(source))
+    refuse_not_finite(model.state_dict().items(), str(source))
     with staged_folder(folder, overwrite=overwrite) as staging:
         model.save_pretrained(staging)
         its_tokenizer.save_pretrained(staging)
@@ -219,15 +219,6 @@ def _refuse_given(given: Mapping[str, Any], why: str) -> None:
     for name, value in given.items():
         if value is not None:
             raise UsageError(f"{why}; leave --{name} out.")
-
-
-def _refuse_not_finite(model: PreTrainedModel, source: str) -> None:
-    for name, tensor in model.state_dict().items():
-        if not tensor.isfinite().all():
-            raise UsageError(
-                f"{source} holds numbers that are not finite (they would be {name}), as a training that diverged "
-                "leaves them; import a checkpoint from before."
-            )
 
 
 def _check_saved(model: PreTrainedModel, folder: Path) -> None:

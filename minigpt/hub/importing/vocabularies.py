@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 import minigpt
 from minigpt.errors import UsageError
 from minigpt.hub.importing.pickles import load_meta
-from minigpt.hub.trained import hub_has
+from minigpt.hub.trained import hub_has, load_tokenizer
 from minigpt.modeling_minigpt.generation_minigpt import lecture_generation_config
 from minigpt.tokenization.tokenization_minigpt import END_OF_TEXT, PADDING, MiniGPTTokenizer
 
@@ -105,32 +105,13 @@ def _of_characters(characters: list[str], vocab_size: int, source: str, name: st
 
 def _open_tokenizer(source: str) -> PreTrainedTokenizerBase:
     minigpt.register()
-    is_folder = Path(source).is_dir()
-    try:
-        # A tokenizer that is code is refused: nothing of what is imported is run.
-        tokenizer = AutoTokenizer.from_pretrained(
-            source, local_files_only=is_folder or not hub_has(source), trust_remote_code=False
-        )
-    except Exception as error:  # each kind of damage has its own, down to the Rust library's bare Exception
-        reason = " ".join(str(error).split())
-        if is_folder:
-            raise UsageError(f"the folder {source} holds no tokenizer that can be opened ({reason}).") from error
-        raise OSError(
-            f"the tokenizer {source} is neither a folder nor given out by the Hub; give --tokenizer with a folder that "
-            "holds it."
-        ) from error
-    refuse_empty(tokenizer, source)
-    return tokenizer
-
-
-def refuse_empty(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
-    """Refuses the tokenizer without a vocabulary that transformers makes where it finds only a config.json.
-
-    Raises:
-        UsageError: It knows nothing but special tokens.
-    """
-    if set(tokenizer.get_vocab().values()) <= _special_ids(tokenizer):
-        raise UsageError(f"{source} holds no tokenizer; give --tokenizer with the folder or Hub id of its own.")
+    # A tokenizer that is code is refused: nothing of what is imported is run.
+    return load_tokenizer(
+        source,
+        remedy="give --tokenizer with the folder or Hub id of its own",
+        local_files_only=Path(source).is_dir() or not hub_has(source),
+        trust_remote_code=False,
+    )
 
 
 def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:

@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 
 import minigpt
 from minigpt.errors import UsageError
 from minigpt.hub.adapters import BASE_HASH, CONFIG, WEIGHTS, Base, base_sha256, open_adapter
+from minigpt.hub.json_files import read_object
 from minigpt.hub.loading_bars import no_progress_bars
+from minigpt.hub.opening import opening
 from minigpt.hub.publishing.saved_folder import SavedFolder, read_saved_folder
-from minigpt.hub.trained import check_vocabulary
+from minigpt.hub.trained import check_vocabulary, load_tokenizer
+from minigpt.hub.weights import load_whole
 from minigpt.modeling_minigpt import configuration_minigpt
 
 _WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
@@ -93,7 +96,7 @@ def prepare_release(folder: Path, staging: Path, base: Base | None = None) -> Re
     else:
         files |= _whole_model(saved, files, staging)
     for name, content in (("run.json", _published_run(saved)), (CONFIG, saved.adapter)):
-        if content is not None and content != json.loads((folder / name).read_text(encoding="utf-8")):
+        if content is not None and content != read_object(folder / name):
             (staging / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
             files[name] = staging / name
     taken = {name.partition("/")[0] for name in files} | {CARD}
@@ -196,17 +199,14 @@ def _open(saved: SavedFolder, files: dict[str, Path]) -> PreTrainedModel | None:
     folder = saved.path
     _refuse_without_tokenizer(folder, files)
     minigpt.register()
-    tokenizer = _load(AutoTokenizer.from_pretrained, folder, "tokenizer")
+    tokenizer = load_tokenizer(folder, local_files_only=True, trust_remote_code=False)
     if not any(_matches(name, _WEIGHTS) for name in files):
         if any(_matches(name, _OTHER_FORMATS) for name in files):
             return None
         raise UsageError(f"{folder} holds no model.safetensors; save the model there with save_pretrained.")
     auto_class = getattr(transformers, saved.auto_class)
-    with no_progress_bars():
-        model, report = _load(auto_class.from_pretrained, folder, "model", output_loading_info=True)
-    for what, names in report.items():
-        if names:
-            raise UsageError(f"the weights in {folder} do not fit its config ({what}: {_some(names)}); save it again.")
+    with no_progress_bars(), opening(folder):
+        model = load_whole(auto_class.from_pretrained, folder, local_files_only=True, trust_remote_code=False)
     _refuse_what_does_not_fit(folder, model, tokenizer)
     return model
 
@@ -221,19 +221,6 @@ def _refuse_what_does_not_fit(folder: Path, model: Any, tokenizer: Any) -> None:
         check_vocabulary(model, tokenizer)
     except ValueError as error:
         raise UsageError(f"the model in {folder} is not whole: {error}") from error
-
-
-def _load(load: Any, folder: Path, what: str, **options: Any) -> Any:
-    try:
-        return load(folder, local_files_only=True, trust_remote_code=False, **options)
-    except Exception as error:  # whatever a library says of a damaged file, or of code that it will not run
-        reason = " ".join(str(error).split())
-        raise UsageError(f"the {what} in {folder} cannot be opened ({reason}); save it again.") from error
-
-
-def _some(names: Any) -> str:
-    listed = sorted(str(name) for name in names)
-    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
 
 
 def _code(folder: Path, config: dict[str, Any]) -> tuple[dict[str, Path], list[str]]:

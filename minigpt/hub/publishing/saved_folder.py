@@ -1,6 +1,5 @@
 """What a saved folder says about its model, read from its files without loading it and without running its code."""
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from minigpt.hub.adapters import (
     holds_whole_model,
     read_adapter_config,
 )
+from minigpt.hub.json_files import read_object
 from minigpt.hub.publishing.known_texts import KNOWN_TEXTS, KnownText
 
 # What a head is for: the Hub's task, and the class that opens it.
@@ -217,15 +217,7 @@ def _read_text(file: Path) -> str | None:
 
 
 def _read_json(file: Path) -> dict[str, Any] | None:
-    if not file.is_file():
-        return None
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{file} cannot be read ({error}); put it back as it was, or take it away.") from error
-    if not isinstance(content, dict):
-        raise UsageError(f"{file} holds a {type(content).__name__} and no object; put it back as it was.")
-    return content
+    return read_object(file, "put it back as it was, or take it away") if file.is_file() else None
 
 
 def _read_vocabulary(path: Path) -> Vocabulary | None:

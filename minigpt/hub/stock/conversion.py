@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
-    AutoTokenizer,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -17,10 +15,12 @@ from transformers import (
 )
 
 from minigpt.errors import UsageError
+from minigpt.hub.opening import opening
 from minigpt.hub.stock.architecture import NO_HEAD_BIAS, Architecture, Need, Weights, name_switches
 from minigpt.hub.stock.gpt2 import GPT2
 from minigpt.hub.stock.llama import LLAMA, NANOCHAT, QWEN3
-from minigpt.hub.trained import check_vocabulary, hub_has
+from minigpt.hub.trained import check_vocabulary, hub_has, load_tokenizer
+from minigpt.hub.weights import load_whole
 from minigpt.modeling_minigpt.modeling_minigpt import MiniGPTForCausalLM
 
 ARCHITECTURES: dict[str, Architecture] = {"gpt2": GPT2, "llama": LLAMA, "qwen3": QWEN3, "nanochat": NANOCHAT}
@@ -93,42 +93,26 @@ def import_stock(
         OSError: There is no such model, or it cannot be read.
         ValueError: The tokenizer does not fit the model.
     """
-    is_folder = Path(source).is_dir()
-    local_only = is_folder or not hub_has(str(source))
-    try:
+    local_only = Path(source).is_dir() or not hub_has(str(source))
+    with opening(source):
         settings, _ = PreTrainedConfig.get_config_dict(source, local_files_only=local_only)
-    except OSError as error:
-        if is_folder:
-            raise OSError(f"the config.json in {source} cannot be read; copy or download it again.") from error
-        raise OSError(f"{source} is neither a folder nor a model that the Hub gives out; check the name.") from error
-    if settings.get("quantization_config"):
-        raise UsageError(f"the weights of {source} are quantized; import the model that they were made of.")
-    model_class = _named_architecture(settings.get("model_type")).model_class
-    config = model_class.config_class.from_dict(settings)
-    _architecture_of(config).our_config(config)  # before the weights are loaded, which takes its time
-    loaded_tokenizer = _load_tokenizer(tokenizer or source, config)
-    try:
-        stock, info = model_class.from_pretrained(
-            source, config=config, local_files_only=local_only, output_loading_info=True
-        )
-    except (OSError, SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise OSError(f"the weights of {source} cannot be read ({reason}); copy or download them again.") from error
-    if wrong := sorted({*info["missing_keys"], *info["unexpected_keys"]}):
-        named = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if wrong[3:] else "")
-        raise UsageError(f"{source} is not a whole {model_class.__name__}: {named} are missing or too many.")
+        if settings.get("quantization_config"):
+            raise UsageError(f"the weights of {source} are quantized; import the model that they were made of.")
+        model_class = _named_architecture(settings.get("model_type")).model_class
+        config = model_class.config_class.from_dict(settings)
+        _architecture_of(config).our_config(config)  # before the weights are loaded, which takes its time
+    home = tokenizer or source
+    loaded_tokenizer = load_tokenizer(
+        home,
+        remedy="give --tokenizer with the folder or Hub id of its own",
+        config=config,
+        trust_remote_code=False,
+        local_files_only=Path(home).is_dir() or not hub_has(str(home)),
+    )
+    with opening(source):
+        stock = load_whole(model_class.from_pretrained, source, config=config, local_files_only=local_only)
     check_vocabulary(stock, loaded_tokenizer)
     return from_stock(stock.eval()), loaded_tokenizer
-
-
-def _load_tokenizer(source: str | Path, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
-    local_only = Path(source).is_dir() or not hub_has(str(source))
-    try:
-        return AutoTokenizer.from_pretrained(
-            source, config=config, trust_remote_code=False, local_files_only=local_only
-        )
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{source} holds no tokenizer that can be read; save the model's own there.") from error
 
 
 def refuse_what_is_no_minigpt(model: PreTrainedModel, target: str) -> None:
