@@ -251,23 +251,39 @@ class BlockGenerationMixin(UnboundedGenerationMixin):
             )
         return super()._assisted_decoding(input_ids, *args, **kwargs)
 
+    def _refuse_request(self, input_ids: Sequence[int], max_new_tokens: int | None) -> None:
+        """Refuses a request that would end the worker of continuous batching, or give a wrong text."""
+        if len(input_ids) == 0:
+            raise ValueError(
+                "continuous batching got a request of 0 tokens and needs 1 to start from; a new line will do."
+            )
+        vocab_size = self.config.vocab_size
+        if outside := [token for token in input_ids if not 0 <= token < vocab_size]:
+            raise ValueError(
+                f"continuous batching got the id {outside[0]}, and the model has the ids 0 to {vocab_size - 1}; "
+                "use the model's own tokenizer."
+            )
+        total_length = None if max_new_tokens is None else len(input_ids) + max_new_tokens
+        self._refuse_past_block(total_length, "continuous batching")
+
     def generate_batch(
         self, inputs: list[list[int]], generation_config: GenerationConfig | None = None, **kwargs: Any
     ) -> dict[str, Any]:
         """Continuous batching, as in transformers, for requests that stay inside the block.
 
         Raises:
-            ValueError: If a request may pass the block: its pages cannot be cropped.
+            ValueError: If a request is empty, has an id outside the vocabulary, or may pass the block: its pages cannot
+                be cropped.
         """
         max_new_tokens = kwargs.get("max_new_tokens") or (generation_config or self.generation_config).max_new_tokens
-        longest = max((len(ids) for ids in inputs), default=0)
-        self._refuse_past_block(None if max_new_tokens is None else longest + max_new_tokens, "continuous batching")
+        for input_ids in inputs:
+            self._refuse_request(input_ids, max_new_tokens)
         return super().generate_batch(inputs, generation_config=generation_config, **kwargs)
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
         """The manager of continuous batching, as in transformers; `generate_batch` and servers add requests to it.
 
-        Each request that may pass the block is refused by a `ValueError`.
+        A request that `generate_batch` would refuse raises a `ValueError` and leaves the worker running.
         """
         manager = super().init_continuous_batching(*args, **kwargs)
 
@@ -275,7 +291,7 @@ class BlockGenerationMixin(UnboundedGenerationMixin):
             input_ids: list[int], request_id: str | None = None, max_new_tokens: int | None = None, **kwargs: Any
         ) -> str | None:
             limit = manager.generation_config.max_new_tokens if max_new_tokens is None else max_new_tokens
-            self._refuse_past_block(None if limit is None else len(input_ids) + limit, "continuous batching")
+            self._refuse_request(input_ids, limit)
             return type(manager).add_request(manager, input_ids, request_id, max_new_tokens, **kwargs)
 
         manager.add_request = add_request

@@ -271,6 +271,31 @@ def test_continuous_batching_serves_several_at_once_and_refuses_what_would_pass_
     assert stream(prompts[0], batching.client()) == texts[0]
 
 
+@pytest.mark.extra("serving")
+@pytest.mark.door("`transformers serve --continuous-batching`: an empty prompt is refused", "transformers", "openai")
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_empty_prompt_does_not_end_continuous_batching_for_the_others(
+    batching: Served, base: Saved, stream: bool
+) -> None:
+    import openai
+
+    def write(prompt: str) -> str:
+        asked = {"model": base.folder, "prompt": prompt, "max_tokens": 9, "temperature": 0}
+        chunks = batching.client(max_retries=0).completions.create(stream=True, **asked)
+        return "".join(chunk.choices[0].text for chunk in chunks)
+
+    with ThreadPoolExecutor(2) as clients:
+        answer = clients.submit(write, PROMPT)
+        with pytest.raises(openai.InternalServerError):
+            batching.client(max_retries=0).completions.create(
+                model=base.folder, prompt="", max_tokens=9, temperature=0, stream=stream
+            )
+        assert answer.result() == base.writes(PROMPT, 9)
+    assert batching.waits_for("a request of 0 tokens and needs 1 to start from; a new line will do")
+    assert batching.is_well()
+    assert write(PROMPT) == base.writes(PROMPT, 9)
+
+
 @pytest.mark.skipif(not hasattr(transformers, "AutoModelForDecision"), reason="experimental in transformers")
 def test_the_class_that_the_server_asks_for_is_the_language_model(base: Saved) -> None:
     loaded = transformers.AutoModelForDecision.from_pretrained(base.folder)

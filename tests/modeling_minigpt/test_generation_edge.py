@@ -279,6 +279,31 @@ def test_requests_of_continuous_batching_past_the_block_are_refused(build, promp
             manager.add_request([1, 2, 3], max_new_tokens=10)
 
 
+@pytest.mark.parametrize(
+    ("request_ids", "message"),
+    [
+        ([], "a request of 0 tokens and needs 1"),
+        ([1, 99], "the id 99, and the model has the ids 0 to"),
+        ([-1], "id -1"),
+    ],
+)
+@pytest.mark.parametrize(
+    "variant", [{}, {"position_embedding_type": "rope", "sliding_window": 6}], ids=["learned", "rolling"]
+)
+def test_a_refused_request_of_continuous_batching_does_not_end_the_worker(build, request_ids, message, variant):
+    model = build(**variant)
+    with pytest.raises(ValueError, match=message):
+        batched(model, [[1, 2], request_ids], 3)
+    pages = ContinuousBatchingConfig(num_blocks=16, max_batch_tokens=32)
+    config = GenerationConfig(max_new_tokens=3, do_sample=False, eos_token_id=-1)
+    with model.continuous_batching_context_manager(config, continuous_batching_config=pages, warmup=False) as manager:
+        with pytest.raises(ValueError, match=message):
+            manager.add_request(request_ids)
+        manager.add_request([1, 2])
+        answer = manager.get_result(timeout=60)
+    assert answer.generated_tokens == generate(model, torch.tensor([[1, 2]]), max_new_tokens=3)[0, 2:].tolist()
+
+
 @pytest.mark.parametrize("variant", ["learned", "rope"])
 def test_inside_the_block_each_of_them_gives_the_greedy_tokens(build, prompt, variant):
     model, helper = build(**CROPPED[variant]).double(), build(seed=1).double()
