@@ -1,17 +1,15 @@
 """The description of a bigram: how many characters there are, and little else."""
 
 from dataclasses import fields
-from difflib import get_close_matches
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
 
-from .configuration_minigpt import MiniGPTConfig
+from .configuration_minigpt import MiniGPTConfig, NameCheckingConfig
 
 
 @strict
-class BigramConfig(PreTrainedConfig):
+class BigramConfig(NameCheckingConfig):
     """Configuration of a bigram, the baseline that every GPT must beat.
 
     Args:
@@ -27,7 +25,8 @@ class BigramConfig(PreTrainedConfig):
 
     Raises:
         StrictDataclassError: If a value has the wrong type or is impossible.
-        TypeError: If an argument's name belongs to a GPT's config, or is a near-miss of a field.
+        TypeError: If an argument's name belongs to a GPT's config, is a near-miss of a field, or belongs to
+            `generation_config`.
     """
 
     model_type = "minigpt_bigram"
@@ -44,13 +43,11 @@ class BigramConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
-        gpt_names = {*(field.name for field in fields(MiniGPTConfig)), *MiniGPTConfig.attribute_map}
-        own_names = ["vocab_size", "initializer_range", "max_position_embeddings", *self.attribute_map]
-        for key in kwargs.keys() - self.attribute_map.keys():
-            if key in gpt_names:
+        if "model_type" not in kwargs:
+            gpt_names = {*(field.name for field in fields(MiniGPTConfig)), *MiniGPTConfig.attribute_map}
+            for key in kwargs.keys() & gpt_names - self.attribute_map.keys():
                 raise TypeError(f"BigramConfig has no field {key!r}: a bigram is one table of vocab_size x vocab_size.")
-            for meant in get_close_matches(key, own_names, n=1, cutoff=0.8):
-                raise TypeError(f"BigramConfig has no field {key!r}; did you mean {meant}?")
+            self._refuse_near_misses(kwargs)
         kwargs.setdefault(
             "auto_map",
             {

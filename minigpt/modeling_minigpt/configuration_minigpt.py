@@ -1,5 +1,6 @@
 """The description of a MiniGPT: the lecture's GPT by default, one typed field for each step towards today's models."""
 
+import os
 from difflib import get_close_matches
 from typing import Any, Literal
 
@@ -7,51 +8,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import GenerationConfig, PreTrainedConfig
 from transformers.modeling_rope_utils import RopeParameters
 
-# Keys that belong to the libraries: they arrive as extra arguments and must never be taken for a misspelt field.
-_LIBRARY_KEYS = {
-    "auto_map",
-    "quantization_config",
-    "attn_implementation",
-    "experts_implementation",
-    "model_type",
-    "num_labels",
-    "output_attentions",
-    "partial_rotary_factor",
-    "per_layer_config",
-    "rope_scaling",
-    "rope_theta",
-    "tie_last_hidden_states",
-    "torch_dtype",
-}
 _GENERATION_KEYS = set(GenerationConfig().to_dict())
-_ROTARY_KEYS = {"rope_theta", "rope_scaling"}
-# Names that people carry over from other code bases and that are too far from ours to be found by likeness.
-_FOREIGN_NAMES = {
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "n_positions": "max_position_embeddings",
-    "n_ctx": "max_position_embeddings",
-    "context_length": "max_position_embeddings",
-    "d_model": "hidden_size",
-    "n_inner": "intermediate_size",
-    "d_ff": "intermediate_size",
-    "n_kv_head": "num_key_value_heads",
-    "n_kv_heads": "num_key_value_heads",
-    "num_kv_heads": "num_key_value_heads",
-    "seq_len": "max_position_embeddings",
-    "max_seq_len": "max_position_embeddings",
-    "attention_dropout": "dropout",
-    "attn_pdrop": "dropout",
-    "resid_pdrop": "dropout",
-    "embd_pdrop": "embedding_dropout",
-    "layer_norm_epsilon": "norm_eps",
-    "layer_norm_eps": "norm_eps",
-    "rms_norm_eps": "norm_eps",
-    "activation_function": "hidden_act",
-    "weight_tying": "tie_word_embeddings",
-    "logit_softcap": "final_logit_softcapping",
-    "bias": "attention_bias, attention_output_bias, mlp_bias, norm_bias or lm_head_bias",
-}
+_ROTARY_KEYS = ("rope_theta", "rope_scaling", "partial_rotary_factor")
 # Every class stands here whichever of them was saved, so that each opens a repository by its Auto class.
 _AUTO_MAP = {
     "AutoConfig": "configuration_minigpt.MiniGPTConfig",
@@ -64,13 +22,44 @@ _AUTO_MAP = {
 }
 
 
+class NameCheckingConfig(PreTrainedConfig):
+    """Refuses a misspelt name where a person writes it, and keeps every key of a file.
+
+    A file names its `model_type`, and a call of the constructor does not. What a file holds is kept as attributes, as
+    transformers does it: any attribute may be set on a config, and the folder that is saved must open again.
+    """
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Builds the config that a file describes; an unknown key becomes an attribute."""
+        return super().from_dict({"model_type": cls.model_type, **config_dict}, **kwargs)
+
+    @classmethod
+    def from_json_file(cls, json_file: str | os.PathLike[str]) -> Any:
+        """Builds the config of a JSON file; an unknown key becomes an attribute."""
+        return cls.from_dict(cls._dict_from_json_file(json_file))
+
+    def _refuse_near_misses(self, kwargs: dict[str, Any]) -> None:
+        fields = [name for name in type(self).__dataclass_fields__ if not hasattr(PreTrainedConfig, name)]
+        for key, value in kwargs.items():
+            if key.startswith("_") or key in self.attribute_map or hasattr(PreTrainedConfig, key):
+                continue
+            if key in _GENERATION_KEYS:
+                if value is not None:
+                    # PreTrainedConfig would drop it, or keep it without effect.
+                    raise TypeError(f"{type(self).__name__} has no field {key!r}; set it in generation_config.")
+                continue
+            if meant := get_close_matches(key, [*fields, *self.attribute_map], n=1, cutoff=0.8):
+                raise TypeError(f"{type(self).__name__} has no field {key!r}; did you mean {meant[0]}?")
+
+
 @strict
-class MiniGPTConfig(PreTrainedConfig):
+class MiniGPTConfig(NameCheckingConfig):
     """Configuration of a MiniGPT.
 
     The defaults are the GPT of Andrej Karpathy's lecture "Let's build GPT" at a laptop's size. The lecture's own names
     `n_embd`, `n_layer`, `n_head` and `block_size` are accepted and readable everywhere. Impossible values are refused
-    with the field's name, and so is a near-miss of a field's name.
+    with the field's name. The constructor refuses a near-miss of a field's name; loading keeps unknown keys.
 
     Args:
         vocab_size: Number of tokens, special tokens included.
@@ -159,9 +148,14 @@ class MiniGPTConfig(PreTrainedConfig):
         for alias, name in self.attribute_map.items():
             if alias in kwargs:
                 setattr(self, name, kwargs.pop(alias))
-        self._refuse_near_misses(kwargs)
-        if self.position_embedding_type == "learned" and (self.rope_parameters or kwargs.keys() & _ROTARY_KEYS):
-            raise ValueError("rotary parameters need position_embedding_type='rope', got 'learned'.")
+        is_written = "model_type" not in kwargs
+        if is_written:
+            self._refuse_near_misses(kwargs)
+        if self.position_embedding_type == "learned":
+            rotary = [self.rope_parameters, *(kwargs.pop(key, None) for key in _ROTARY_KEYS)]
+            if is_written and any(rotary):
+                raise ValueError("rotary parameters need position_embedding_type='rope', got 'learned'.")
+            self.rope_parameters = None
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
         if self.num_key_value_heads is None:
@@ -181,21 +175,6 @@ class MiniGPTConfig(PreTrainedConfig):
     def rolls_past_block(self) -> bool:
         """Whether the model goes on past its block by itself: rotary, with every layer looking through a window."""
         return self.position_embedding_type == "rope" and set(self.layer_types or ()) == {"sliding_attention"}
-
-    def _refuse_near_misses(self, kwargs: dict[str, Any]) -> None:
-        fields = [name for name in type(self).__dataclass_fields__ if not hasattr(PreTrainedConfig, name)]
-        names = [*fields, *self.attribute_map]
-        for key, value in kwargs.items():
-            if key in _LIBRARY_KEYS or key.startswith("_") or hasattr(PreTrainedConfig, key):
-                continue
-            if key in _GENERATION_KEYS:
-                if value is not None:
-                    # PreTrainedConfig would drop it, or keep it without effect.
-                    raise TypeError(f"{type(self).__name__} has no field {key!r}; set it in generation_config.")
-                continue
-            meant = _FOREIGN_NAMES.get(key) or next(iter(get_close_matches(key, names, n=1, cutoff=0.8)), None)
-            if meant:
-                raise TypeError(f"{type(self).__name__} has no field {key!r}; did you mean {meant}?")
 
     def _validate_divisible(self, whole: str, part: str) -> None:
         self._validate_at_least(part, 1)
@@ -249,7 +228,12 @@ class MiniGPTConfig(PreTrainedConfig):
             raise ValueError(f"rope_type must be one of {', '.join(known)}, got {rope_type!r}.")
         if (theta := (self.rope_parameters or {}).get("rope_theta", 1)) <= 0:
             raise ValueError(f"rope_theta must be above 0, got {theta}.")
-        if "partial_rotary_factor" in (self.rope_parameters or {}):
+        # The attribute too: a file that holds it could not be opened.
+        partial = [
+            (self.rope_parameters or {}).get("partial_rotary_factor"),
+            getattr(self, "partial_rotary_factor", None),
+        ]
+        if self.position_embedding_type == "rope" and any(partial):
             raise ValueError("partial_rotary_factor is not supported: rotary positions turn the whole head.")
 
     def validate_window(self) -> None:

@@ -1,7 +1,9 @@
 """The configuration takes what people write, keeps it, and refuses by name what no model can be."""
 
+import copy
 import json
 import logging
+import pickle
 from dataclasses import fields
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 
+from minigpt.modeling_minigpt.configuration_bigram import BigramConfig
 from minigpt.modeling_minigpt.configuration_minigpt import MiniGPTConfig
 from minigpt.modeling_minigpt.modeling_minigpt import MiniGPTForCausalLM
 
@@ -139,15 +142,75 @@ def test_it_is_a_transformers_config():
         ("num_attention_head", "num_attention_heads"),
         ("norm_types", "norm_type"),
         ("slidingwindow", "sliding_window"),
-        ("n_positions", "max_position_embeddings"),
-        ("n_inner", "intermediate_size"),
-        ("d_model", "hidden_size"),
-        ("bias", "attention_bias, attention_output_bias, mlp_bias, norm_bias or lm_head_bias"),
+        ("num_layers", "n_layer"),
     ],
 )
-def test_a_near_miss_and_a_foreign_name_are_refused_naming_the_field(written, meant):
+def test_the_constructor_refuses_a_near_miss_naming_the_field(written, meant):
     with pytest.raises(TypeError, match=f"no field '{written}'; did you mean {meant}\\?"):
         MiniGPTConfig(**{written: 3})
+
+
+SET_BY_OTHERS = [
+    ("attention_dropout", 0.1),
+    ("num_layers", 12),
+    ("n_layers", 12),
+    ("bias", True),
+    ("max_seq_len", 1024),
+    ("layer_norm_eps", 1e-6),
+    ("rms_norm_eps", 1e-6),
+    ("use_sliding_window", False),
+    ("vocabsize", 3),
+    ("tie_weights", None),
+]
+
+
+@pytest.mark.parametrize(
+    "loader", ["from_pretrained", "Auto", "from_dict", "from_json_file", "to_dict", "copy", "pickle"]
+)
+@pytest.mark.parametrize("config_class", [MiniGPTConfig, BigramConfig])
+def test_an_attribute_of_any_name_survives_saving_and_loading(tmp_path, config_class, loader):
+    config = config_class()
+    for name, value in SET_BY_OTHERS:
+        setattr(config, name, value)
+    config.save_pretrained(tmp_path)
+    loaded = {
+        "from_pretrained": lambda: config_class.from_pretrained(tmp_path, dropout=0.0),
+        "Auto": lambda: AutoConfig.from_pretrained(tmp_path),
+        "from_dict": lambda: config_class.from_dict(dict(SET_BY_OTHERS)),  # a file may lack its model_type
+        "from_json_file": lambda: config_class.from_json_file(tmp_path / "config.json"),
+        "to_dict": lambda: config_class(**config.to_dict()),
+        "copy": lambda: copy.deepcopy(config),
+        "pickle": lambda: pickle.loads(pickle.dumps(config)),
+    }[loader]()
+    assert {name: getattr(loaded, name) for name, _ in SET_BY_OTHERS} == dict(SET_BY_OTHERS)
+    for name in ("vocab_size", "max_position_embeddings", "initializer_range"):
+        assert getattr(loaded, name) == getattr(config_class(), name)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        {"rope_scaling": None},
+        {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+        {"rope_theta": 5e5},
+        {"partial_rotary_factor": 0.5},
+        {"temperature": 0.5, "max_length": 20},  # an old config's way to keep generation parameters
+    ],
+    ids=str,
+)
+def test_a_file_with_a_key_that_means_nothing_here_gives_the_same_model(tmp_path, key):
+    MiniGPTConfig().save_pretrained(tmp_path)
+    expected = MiniGPTConfig.from_pretrained(tmp_path).to_json_string()
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | key), encoding="utf-8")
+    assert MiniGPTConfig.from_pretrained(tmp_path).to_json_string() == expected
+
+
+def test_what_could_not_be_opened_again_is_not_saved(tmp_path):
+    config = MiniGPTConfig(**ROPE)
+    config.partial_rotary_factor = 0.5
+    with pytest.raises(StrictDataclassClassValidationError, match="partial_rotary_factor is not supported"):
+        config.save_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -168,6 +231,7 @@ def test_a_near_miss_and_a_foreign_name_are_refused_naming_the_field(written, me
         ("transformers_version", "5.23.0"),
         ("_from_auto", True),
         ("temperature", None),
+        ("rope_scaling", None),
     ],
 )
 def test_the_libraries_own_keys_pass(key, value):
