@@ -120,7 +120,9 @@ def _files(sources: Sequence[str | os.PathLike[str]]) -> Corpus:
         if source in ("plays", "tiny_shakespeare") and not Path(source).exists():
             raise CorpusError(f"{source!r} is a whole corpus and {len(sources)} texts were named; give it alone.")
     files = [file for source in sources for file in text_files(source)]
-    first, *others = [Path(source).expanduser().resolve().name for source in sources]
+    # Names that are not UTF-8 are shown with U+FFFD: no file of text, such as run.json, could hold them as they are.
+    names = [os.fsencode(Path(source).expanduser().resolve().name).decode(errors="replace") for source in sources]
+    first, *others = names
     return _corpus(f"{first} + {len(others)} more" if others else first, lambda: read_files(files))
 
 

@@ -1,17 +1,22 @@
 """The picture of a run: how the losses came down, drawn to be shown to somebody."""
 
 import math
+from bisect import bisect_left
 from pathlib import Path, PurePath
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, fontManager, get_font
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 COLOURS = {"train": "#7d8ca3", "validation": "#c8501e"}
 INK, FAINT, HAIR = "#1f2328", "#6b7280", "#e5e7eb"
 LEFT, RIGHT = 0.026, 0.974
+DEFAULT_FAMILY = "DejaVu Sans"  # comes with matplotlib
+TITLE_WIDTH = 1300  # in pixels; the loss is beside it
 TITLE: dict[str, Any] = {"color": INK, "fontsize": 15, "fontweight": "bold"}
 CAPTION: dict[str, Any] = {"color": FAINT, "fontsize": 9.5}
 # Two labels at the right end keep at least this much of the picture's height between them.
@@ -142,8 +147,11 @@ def _write_title(figure: Figure, report: dict[str, Any]) -> None:
     if adapter := report.get("adapter"):
         trained = f"LoRA, {_counted(adapter['trainable'], in_millions=in_millions)} of {trained} trained"
     step = f"at step {model['step']:,}, " if model["chosen_on_validation"] else ""
+    words, font = _drawable(f"{_origin(report)} on {report['data']['name']}")
+    # A name may hold "$", which is no mathematics.
+    title = figure.text(LEFT, 0.935, words, verticalalignment="center", parse_math=False, **TITLE | font)
+    _shorten(title, TITLE_WIDTH)
     for x, y, words, style in (
-        (LEFT, 0.935, f"{_origin(report)} on {report['data']['name']}", TITLE),
         (LEFT, 0.87, f"{trained}, {training['steps']:,} steps in {_duration(training['seconds'])}", CAPTION),
         (LEFT, 0.785, "loss", CAPTION),
         (RIGHT, 0.935, f"{validation['loss']:.3f}", TITLE | {"color": COLOURS["validation"]}),
@@ -151,6 +159,44 @@ def _write_title(figure: Figure, report: dict[str, Any]) -> None:
     ):
         side = "left" if x == LEFT else "right"
         figure.text(x, y, words, horizontalalignment=side, verticalalignment="center", **style)
+
+
+def _drawable(text: str) -> tuple[str, dict[str, Any]]:
+    """Spells what no installed font can draw in ASCII.
+
+    Returns:
+        The text, and the style of its font: regular where other families than matplotlib's own are needed, for few of
+        them have a bold.
+    """
+    families, characters = [DEFAULT_FAMILY], _characters_of(findfont(DEFAULT_FAMILY))
+    wanted = {ord(character) for character in text if character.isprintable()}
+    for font in fontManager.ttflist:
+        if not wanted - characters:
+            break
+        # "Last Resort" draws every character as a box.
+        is_regular = font.weight == 400 and font.style == "normal" and not font.name.startswith("Last Resort")
+        if is_regular and (added := (wanted - characters) & _characters_of(font.fname)):
+            families.append(font.name)
+            characters = characters | added
+    drawn = [one if ord(one) in wanted & characters else one.encode("unicode_escape").decode() for one in text]
+    return "".join(drawn), {"family": families} | ({"fontweight": "regular"} if len(families) > 1 else {})
+
+
+def _characters_of(file: str) -> set[int]:
+    font = get_font(file)
+    return set(font.get_charmap()) if font.scalable else set()  # emoji of one size cannot be drawn
+
+
+def _shorten(text: Text, width: float) -> None:
+    """Leaves out the middle of a text that is wider than so many pixels."""
+    words = text.get_text()
+
+    def fits(left_out: int) -> bool:
+        start = (len(words) - left_out) // 2
+        text.set_text(f"{words[:start]}…{words[start + left_out :]}" if left_out else words)
+        return bool(text.get_window_extent().width <= width)
+
+    fits(bisect_left(range(len(words)), True, key=fits))
 
 
 def _counted(number: int, *, in_millions: bool) -> str:

@@ -1,4 +1,6 @@
 import hashlib
+import os
+import sys
 from pathlib import Path
 
 import datasets
@@ -91,6 +93,13 @@ def test_an_empty_file_between_others_adds_no_line(tmp_path):
 def test_an_empty_file_is_refused(tmp_path):
     with pytest.raises(CorpusError, match=r"empty\.txt is empty"):
         load_text(write(tmp_path / "empty.txt", ""))
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="every file name is Unicode there")
+def test_a_file_whose_name_is_not_utf8_has_a_name_that_can_be_written(tmp_path):
+    file = os.fsencode(tmp_path) + b"/caf\xe9.txt"
+    Path(os.fsdecode(file)).write_text("text\n", encoding="utf-8")
+    assert load_text(os.fsdecode(file)).name == "caf\ufffd.txt"
 
 
 @pytest.mark.parametrize("chunk", [4, 2**20])

@@ -36,6 +36,11 @@ RUNS = {
     "diverged": report(curve((4.2, 4.2), (3.0, 3.1), (math.nan, math.inf), (math.nan, math.nan))),
     "no estimates": report([]),
     "adapter": report(falling) | {"adapter": {"trainable": 1_033_000}},
+    "dollars": report(falling, name="Ca$$h songs $\\frac$.txt"),
+    "Chinese": report(falling, name="中文小说.txt"),
+    "in no font": report(falling, name="\U0010fffd" * 40),
+    "two lines": report(falling, name="one\ntwo.txt"),
+    "long": report(falling, name="long " * 60 + ".txt"),
     "many steps": report([{"step": 5_000_000 * i, "train": 3 - i, "validation": 3.1 - i} for i in range(3)]),
 }
 
@@ -57,6 +62,23 @@ def test_every_word_is_inside_the_picture(name):
         box = text.get_window_extent()
         assert 0 <= box.x0 <= box.x1 <= 1600, text
         assert 0 <= box.y0 <= box.y1 <= 900, text
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("name", "drawn"),
+    [
+        ("dollars", "nano-cpu on Ca$$h songs $\\frac$.txt"),
+        ("two lines", "nano-cpu on one\\ntwo.txt"),
+        ("in no font", "nano-cpu on \\U0010f"),
+        ("long", "nano-cpu on long long"),
+        ("long", "long .txt"),
+    ],
+)
+def test_any_name_is_drawn_as_text_and_without_a_warning(name, drawn):
+    figure = loss_figure(RUNS[name])
+    figure.draw_without_rendering()
+    assert drawn in figure.texts[0].get_text()
 
 
 @pytest.mark.parametrize("name", RUNS)
