@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from benchmarks import extensions
@@ -25,6 +24,7 @@ from benchmarks.extensions import (
     Size,
 )
 from benchmarks.peak_memory import PeakMemory
+from tests.pins import pins
 
 TEXT = PAGE.read_text(encoding="utf-8")
 WEIGHTS, TRAINED, PEAK, LOSS = (HEADER.index(name) for name in ("weights, MB", "trained", "peak, MB", "loss"))
@@ -54,9 +54,7 @@ def test_every_part_has_its_rows_beside_the_run_without_it() -> None:
 
 
 def test_what_was_measured_were_the_versions_that_are_pinned() -> None:
-    lines = (extensions.ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
-    pinned = {canonicalize_name(pin.name): str(pin.specifier).removeprefix("==") for pin in pins}
+    pinned = {name: str(pin) for name, pin in pins().items()}
     shown = dict(re.findall(rf"\b({'|'.join(PACKAGES)}) (\d[\w.]*\w)", TEXT.splitlines()[-1]))
     assert shown == {name: pinned[canonicalize_name(name)] for name in PACKAGES}
 

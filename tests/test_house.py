@@ -15,6 +15,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from tests.pins import lines, package_of, pins
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "minigpt"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -55,19 +57,7 @@ def imported_modules(path: Path) -> Iterator[str]:
             yield f"minigpt.{node.attr}"
 
 
-def constraints() -> dict[str, Requirement]:
-    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
-    return {canonicalize_name(pin.name): pin for pin in pins}
-
-
-def pinned_version(pin: Requirement) -> Version:
-    (specifier,) = pin.specifier
-    assert specifier.operator == "==", f"{pin} is not a pin"
-    return Version(specifier.version)
-
-
-CONSTRAINTS = constraints()
+PINS = pins()
 EXTRAS = {
     name: [Requirement(requirement) for requirement in requirements]
     for name, requirements in PROJECT["optional-dependencies"].items()
@@ -144,10 +134,14 @@ def test_the_command_is_installed() -> None:
 
 @pytest.mark.parametrize("requirement", REQUIREMENTS, ids=str)
 def test_every_dependency_is_pinned_within_its_range(requirement: Requirement) -> None:
-    pin = pinned_version(CONSTRAINTS[canonicalize_name(requirement.name)])
-    assert requirement.specifier.contains(pin)
+    assert requirement.specifier.contains(PINS[canonicalize_name(requirement.name)])
     floors = [Version(s.version) for s in requirement.specifier if s.operator == ">="]
     assert floors, "has no lower bound"
+
+
+def test_nothing_else_is_pinned_without_a_reason() -> None:
+    direct = {canonicalize_name(requirement.name) for requirement in REQUIREMENTS}
+    assert [line for line in lines() if package_of(line) not in direct and not line.partition("#")[2].strip()] == []
 
 
 def test_what_is_imported_is_required() -> None:
@@ -160,12 +154,10 @@ def test_what_is_imported_is_required() -> None:
 @pytest.mark.skipif(Path(sys.prefix) != ROOT / ".venv", reason="only make's .venv is set up with the constraints")
 def test_the_installed_versions_are_the_pinned_ones() -> None:
     # A local part (torch 2.13.0+cpu) says for which device a version was built.
-    installed = {canonicalize_name(one.name): Version(one.version).public for one in distributions()}
-    pins = {name: str(pinned_version(pin)) for name, pin in CONSTRAINTS.items()}
-    assert installed.keys() - pins.keys() <= {"minigpt-hf", "pip"}
-    assert {name: pins[name] for name in installed.keys() & pins.keys()} == {
-        name: installed[name] for name in installed.keys() & pins.keys()
-    }
+    installed = {canonicalize_name(one.name): Version(Version(one.version).public) for one in distributions()}
+    both = installed.keys() & PINS.keys()
+    assert both
+    assert {name: installed[name] for name in both} == {name: PINS[name] for name in both}
 
 
 def test_the_extra_all_is_every_extra_but_the_developers() -> None:
@@ -176,8 +168,8 @@ def test_the_extra_all_is_every_extra_but_the_developers() -> None:
 
 def test_pre_commit_uses_the_pinned_ruff() -> None:
     hooks = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
-    pins = re.findall(r"ruff==([\d.]+)", hooks)
-    assert set(pins) == {str(pinned_version(CONSTRAINTS["ruff"]))}
+    named = re.findall(r"ruff==([\d.]+)", hooks)
+    assert set(named) == {str(PINS["ruff"])}
 
 
 def test_tests_cannot_reach_the_hub_nor_the_persons_caches() -> None:
