@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from logging import ERROR, getLogger
 from typing import Any, NoReturn
 
 # Nothing heavy is imported before a command needs it: the help is instant.
@@ -282,6 +283,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command is None:
         print(f"minigpt: unknown command {arguments[0]!r}; choose from {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
+    # PEFT and TRL import bitsandbytes, which warns that it lacks a kernel that no command uses.
+    getLogger("bitsandbytes").setLevel(ERROR)
     try:
         command(arguments[1:])
         sys.stdout.flush()

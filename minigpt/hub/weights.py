@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from minigpt.errors import UsageError
+from minigpt.hub.quantized import keep_weights_unpacked
 
 Shape = tuple[int, ...]
 _NAMED = 3
@@ -36,6 +37,7 @@ def load_whole(load: Callable[..., Any], source: str | Path, **loading: Any) -> 
     mismatched = {name: (tuple(saved), tuple(own)) for name, saved, own in report["mismatched_keys"]}
     refuse_unfit(source, report["missing_keys"], left_over, mismatched, revision=loading.get("revision"))
     refuse_not_finite(model.state_dict().items(), source)
+    keep_weights_unpacked(model)
     return model
 
 

@@ -1,6 +1,9 @@
 """QLoRA: an adapter learns above weights of 4 or 8 bits as well as above whole ones, in a fraction of their memory."""
 
 import json
+import subprocess
+import sys
+from copy import deepcopy
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from minigpt.hub.trained import open_trained
 from minigpt.training.corpus import load_text
 from minigpt.training.evaluation import validation_loss
 from minigpt.training.finetuning.adapters import LoraSettings
+from minigpt.training.finetuning.base_model import open_base
 from minigpt.training.finetuning.run import finetune
 from minigpt.training.run import train
 from minigpt.training.stream import TokenStream
@@ -70,7 +74,11 @@ def quantised(folder, bits):
 
     double = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True} if bits == 4 else {}
     config = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8, **double)
-    return AutoModelForCausalLM.from_pretrained(folder, quantization_config=config, device_map="cpu")
+    model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=config, device_map="cpu")
+    for layer in model.modules():  # as docs/lora.md says
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
+    return model
 
 
 def exact_loss(model, tokenizer, text):
@@ -182,6 +190,106 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(bits, base, adapted, text, 
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert resumed.report["losses"] == whole.report["losses"]
+
+
+# CPUs with AVX512-BF16, where bitsandbytes repacks a layer for good when it first runs in evaluation mode.
+
+
+def dense(model):
+    """The same model with whole linear layers, whose weights are those of the 4 bits."""
+    import bitsandbytes as bnb
+
+    copy = deepcopy(model)
+    for name, layer in model.named_modules():
+        if isinstance(layer, bnb.nn.Linear4bit):
+            whole = torch.nn.Linear(layer.in_features, layer.out_features, layer.bias is not None)
+            whole.weight.data = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+            if layer.bias is not None:
+                whole.bias.data = layer.bias.data.float()
+            copy.set_submodule(name, whole)
+    return copy
+
+
+@pytest.mark.parametrize("has_unit", [True, False])
+def test_gradients_and_saved_scales_are_those_of_the_weights_also_after_an_evaluation(has_unit, base, monkeypatch):
+    # Whatever CPU this is: what a layer asks it.
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: has_unit)
+    model = open_base(base, torch.device("cpu"), trains_adapter=True, bits=4).model
+    exact, saved = dense(model), {name: value.clone() for name, value in model.state_dict().items()}
+    ids = torch.arange(BLOCK)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(ids).logits, exact(ids).logits, rtol=1e-4, atol=1e-5)
+    gradients = []
+    for network in (model, exact):
+        embedded = network.get_input_embeddings()(ids).detach().requires_grad_()
+        network.train()(inputs_embeds=embedded, labels=ids).loss.backward()
+        gradients.append(embedded.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-8)
+    assert gradients[0].abs().max() > 1e-4
+    now = model.state_dict()
+    assert now.keys() == saved.keys()
+    assert all(torch.equal(now[name], saved[name]) for name in saved)
+
+
+@pytest.fixture
+def on_a_cpu_with_the_unit(monkeypatch):
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
+
+
+def four_bit_layers(model):
+    import bitsandbytes as bnb
+
+    return [module for module in model.modules() if isinstance(module, bnb.nn.Linear4bit)]
+
+
+def test_every_model_that_we_open_in_4_bits_keeps_its_weights_unpacked(
+    saved_in_4_bits, text, tmp_path, on_a_cpu_with_the_unit
+):
+    few = {**SHORT, "max_steps": 1, "eval_interval": 1, "output_dir": str(tmp_path / "run")}
+    trained = finetune(saved_in_4_bits, str(text), lora=LoraSettings(r=2), training=few).model
+    models = [trained, open_trained(saved_in_4_bits, "cpu")[0], open_trained(tmp_path / "run", "cpu")[0]]
+    for layers in map(four_bit_layers, models):
+        assert len(layers) == 8
+        assert not any(layer.support_avx512bf16_for_cpu for layer in layers)
+
+
+@pytest.mark.slow
+def test_a_width_that_no_packing_takes_is_tuned_and_used_in_4_bits(
+    text_file, text, tmp_path, capsys, on_a_cpu_with_the_unit
+):
+    shape = {"n_embd": 40, "n_layer": 1, "n_head": 4, "block_size": BLOCK}
+    train("seed", str(text_file), model=shape, training={**SHORT, "max_steps": 2, "output_dir": str(tmp_path / "base")})
+    command = ["finetune", str(tmp_path / "base"), "--data", str(text), "--output_dir", str(tmp_path / "run")]
+    assert main([*command, "--load_in_4bit", *FEW]) == 0
+    quantised(tmp_path / "base", 4).save_pretrained(tmp_path / "small")
+    AutoTokenizer.from_pretrained(tmp_path / "base").save_pretrained(tmp_path / "small")
+    assert main(["generate", str(tmp_path / "small"), "--max_new_tokens", "5", "--device", "cpu"]) == 0
+
+
+# What bitsandbytes logs on such a CPU when a library imports it, whatever CPU this is.
+NOISY = """
+import logging, sys
+from importlib.abc import MetaPathFinder
+from minigpt.cli import main
+
+class Finder(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "bitsandbytes":
+            print("imported")
+            logging.getLogger("bitsandbytes.backends.cpu.ops").warning("Failed to load CPU gemm_4bit_forward")
+
+sys.meta_path.insert(0, Finder())
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_command_with_an_adapter_is_silent_about_kernels_that_it_does_not_use(adapted):
+    command = ["generate", str(adapted(None).folder), "--max_new_tokens", "5", "--device", "cpu"]
+    ran = subprocess.run([sys.executable, "-c", NOISY, *command], capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    assert "imported" in ran.stdout
+    assert ran.stderr == ""
 
 
 # Refusals.
