@@ -25,6 +25,36 @@ def lecture_generation_config(untrained_token_ids: Sequence[int], **kwargs: Any)
     return GenerationConfig(**sampling, max_new_tokens=500, suppress_tokens=suppress_tokens, **kwargs)
 
 
+# Far below every logit, so that the probability is 0 beside any other token, and above the -1e9 of beams not in use.
+_LAST_CHOICE = -1e6
+
+
+def let_eos_through(config: GenerationConfig) -> None:
+    """Moves EOS from `suppress_tokens`, which allows it nowhere, to a `sequence_bias` that makes it the last choice.
+
+    What is drawn stays the same. But a grammar that is complete allows EOS only, and then it has to be there.
+
+    Args:
+        config: What is changed, in place. Without an EOS token nothing is.
+    """
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    suppressed = config.suppress_tokens or []
+    if moved := [token for token in suppressed if token in ends]:
+        config.suppress_tokens = [token for token in suppressed if token not in moved] or None
+        biases = config.sequence_bias or []
+        if isinstance(biases, dict):
+            biases = [[list(tokens), bias] for tokens, bias in biases.items()]
+        config.sequence_bias = [*biases, *([[token], _LAST_CHOICE] for token in moved)]
+
+
+def hold_eos_back(config: GenerationConfig) -> None:
+    """Moves EOS back to `suppress_tokens`: the inverse of `let_eos_through`."""
+    biases = config.sequence_bias if isinstance(config.sequence_bias, list) else []
+    if moved := [tokens[0] for tokens, bias in biases if bias == _LAST_CHOICE and len(tokens) == 1]:
+        config.suppress_tokens = sorted({*(config.suppress_tokens or []), *moved})
+        config.sequence_bias = [entry for entry in biases if entry[1] != _LAST_CHOICE] or None
+
+
 class BlockCache(Cache):
     """Keys and values of one block, written in place: nothing grows and nothing is copied."""
 
@@ -74,6 +104,7 @@ class UnboundedGenerationMixin(GenerationMixin):
         if asked.get("max_length") is not None and asked.get("max_new_tokens") is None:
             # A caller's `max_length` would lose against the number of new tokens that a saved model brings along.
             prepared.max_new_tokens = None
+        let_eos_through(prepared)
         return prepared, model_kwargs
 
     def _prepare_generated_length(

@@ -10,6 +10,8 @@ from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
     BloomForCausalLM,
+    ContinuousBatchingConfig,
+    GenerationConfig,
     GPT2Config,
     GPT2ForSequenceClassification,
     GPT2LMHeadModel,
@@ -257,11 +259,49 @@ def test_how_it_writes_comes_along_within_what_the_stock_model_can() -> None:
     model = minigpt(**GPT2)
     model.generation_config = lecture_generation_config([14, 15, 16], eos_token_id=14, pad_token_id=16)
     stock = to_stock(model, "gpt2").generation_config
-    assert (stock.do_sample, stock.top_k, stock.suppress_tokens) == (True, 0, [14, 15, 16])
+    assert (stock.do_sample, stock.top_k, stock.suppress_tokens) == (True, 0, [15, 16])  # 14 is the last choice
     assert (stock.eos_token_id, stock.pad_token_id) == (14, 16)
     assert (stock.max_new_tokens, stock.max_length) == (None, BLOCK)
     assert model.generation_config.max_new_tokens == 500
     assert to_stock(model, "gpt2").generate(draw_ids(1, 4)).shape == (1, BLOCK)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_a_saved_stock_model_writes_an_untrained_end_only_where_nothing_else_is_allowed(
+    architecture: str, tmp_path: Path
+) -> None:
+    model = minigpt(**{"gpt2": GPT2, "llama": LLAMA}[architecture])
+    model.generation_config = lecture_generation_config([14, 15, 16], eos_token_id=14, pad_token_id=16)
+    to_stock(model, architecture).save_pretrained(tmp_path)
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path)
+    prompt = draw_ids(1, 4) % 14
+
+    def only_the_end(row: int, ids: torch.Tensor) -> list[int]:
+        return [1, 2] if len(ids) < 6 else [14]
+
+    for do_sample in (True, False):
+        ended = stock.generate(prompt, do_sample=do_sample, prefix_allowed_tokens_fn=only_the_end)
+        assert ended.shape == (1, 7)
+        assert ended[0, -1] == 14
+    torch.manual_seed(0)
+    free = stock.generate(prompt)
+    torch.manual_seed(0)
+    held_back = stock.generate(prompt, suppress_tokens=[14, 15, 16], sequence_bias=None, eos_token_id=None)
+    assert free.tolist() == held_back.tolist()
+    assert from_stock(stock).generation_config.suppress_tokens == [14, 15, 16]  # what `minigpt finetune` looks at
+    assert from_stock(stock).generation_config.sequence_bias is None
+    answer = stock.generate_batch(
+        prompt.tolist(),
+        generation_config=GenerationConfig.from_pretrained(
+            tmp_path, do_sample=False, max_new_tokens=5, max_length=None
+        ),
+        continuous_batching_config=ContinuousBatchingConfig(num_blocks=16, max_batch_tokens=32),
+        warmup=False,
+    )
+    assert (
+        next(iter(answer.values())).generated_tokens
+        == stock.generate(prompt, do_sample=False, max_new_tokens=5, max_length=None)[0, 4:].tolist()
+    )
 
 
 def test_a_rolling_window_goes_on_past_the_block_and_so_does_its_qwen3() -> None:

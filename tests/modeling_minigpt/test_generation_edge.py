@@ -4,7 +4,14 @@ import logging
 
 import pytest
 import torch
-from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfig, StaticCache
+from transformers import (
+    ContinuousBatchingConfig,
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StaticCache,
+)
 from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 from transformers.utils import logging as transformers_logging
 
@@ -424,6 +431,58 @@ def test_the_saved_defaults_sample_five_hundred_tokens_as_the_lecture_does(saved
     assert text.shape == (2, 505)
     assert set(text[:, 5:].flatten().tolist()) == set(range(15))
     assert warnings_of_transformers() == []
+
+
+class Grammar(LogitsProcessor):
+    """Allows three letters, and then the end of the text only: the shape of every structured generation."""
+
+    def __init__(self, end):
+        self.end = end
+
+    def __call__(self, input_ids, scores):
+        allowed = [1, 2, 3] if input_ids.shape[1] < 8 else [self.end]
+        mask = torch.full_like(scores, -torch.inf)
+        mask[:, allowed] = 0
+        return scores + mask
+
+
+@pytest.mark.parametrize(
+    "how", [{"do_sample": True}, {"do_sample": False}, {"num_beams": 2, "do_sample": False}], ids=str
+)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])  # the fast loop and the stock one
+def test_a_grammar_that_is_complete_ends_the_text_of_a_model_without_a_trained_end(
+    build, prompt, tmp_path, attention, how
+):
+    model = build(std=0.1)
+    model.generation_config = lecture_generation_config([14, 15, 16], eos_token_id=14, pad_token_id=16)
+    model.save_pretrained(tmp_path)
+    saved = MiniGPTForCausalLM.from_pretrained(tmp_path, attn_implementation=attention)
+    text = saved.generate(prompt, logits_processor=LogitsProcessorList([Grammar(14)]), **how)
+    assert text.shape == (2, 9)
+    assert set(text[:, 5:8].flatten().tolist()) <= {1, 2, 3}
+    assert text[:, 8].tolist() == [14, 14]
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"do_sample": True, "top_k": 0},
+        {"do_sample": True, "top_k": 0, "temperature": 100.0},
+        {"do_sample": True, "top_k": 16, "top_p": 0.99, "typical_p": 0.9},
+        {"repetition_penalty": 1.8},
+        {"num_beams": 4},
+        {"num_beams": 4, "do_sample": True, "top_k": 0},
+        {"sequence_bias": {(3,): 2.0}},
+        {"sequence_bias": [[[3], 2.0]]},
+    ],
+    ids=str,
+)
+def test_an_untrained_end_that_is_the_last_choice_changes_no_token(build, prompt, how):
+    model = build()
+    held_back = generate(model, prompt, suppress_tokens=[15, 16], eos_token_id=None, pad_token_id=16, **how)
+    assert generate(model, prompt, suppress_tokens=[15, 16], eos_token_id=15, pad_token_id=16, **how).tolist() == (
+        held_back.tolist()
+    )
 
 
 def test_a_prompt_longer_than_the_block_needs_no_argument(build, saved, draw_ids, warnings_of_transformers):

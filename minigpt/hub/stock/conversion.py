@@ -21,6 +21,7 @@ from minigpt.hub.stock.gpt2 import GPT2
 from minigpt.hub.stock.llama import LLAMA, NANOCHAT, QWEN3
 from minigpt.hub.trained import check_vocabulary, hub_has, load_tokenizer
 from minigpt.hub.weights import load_whole
+from minigpt.modeling_minigpt.generation_minigpt import hold_eos_back, let_eos_through
 from minigpt.modeling_minigpt.modeling_minigpt import MiniGPTForCausalLM
 
 ARCHITECTURES: dict[str, Architecture] = {"gpt2": GPT2, "llama": LLAMA, "qwen3": QWEN3, "nanochat": NANOCHAT}
@@ -38,7 +39,8 @@ def to_stock(model: PreTrainedModel, architecture: str) -> PreTrainedModel:
 
     Returns:
         A model with copies of the weights, in their dtype, training or not as the other one. Its `generation_config`
-        is the MiniGPT's, but that a length beyond the block becomes the block's.
+        is the MiniGPT's, except that a length beyond the block becomes the block's, and that a suppressed EOS token
+        becomes the last choice.
 
     Raises:
         UsageError: The architecture cannot express the model; the sentence names the switches in the way.
@@ -74,6 +76,7 @@ def from_stock(stock: PreTrainedModel) -> MiniGPTForCausalLM:
         raise UsageError(f"a {type(stock).__name__} cannot become a MiniGPT; load it as {source.model_class.__name__}.")
     model = _load(MiniGPTForCausalLM, source.our_config(stock.config), source.our_weights(stock), stock)
     model.generation_config = copy.deepcopy(stock.generation_config)
+    hold_eos_back(model.generation_config)
     return model
 
 
@@ -210,6 +213,7 @@ def _load(
 def _inside_the_block(generation_config: GenerationConfig, config: Any) -> GenerationConfig:
     """A length that a stock model can write: it has no positions beyond the block, or was never trained on them."""
     inside = copy.deepcopy(generation_config)
+    let_eos_through(inside)  # ours do it while they generate, and a stock model has no code of ours
     block_size = config.max_position_embeddings
     if not config.rolls_past_block and (inside.max_new_tokens or 0) >= block_size:
         inside.max_new_tokens, inside.max_length = None, block_size
