@@ -87,7 +87,8 @@ class StopStrings(StopStringCriteria):
     ) -> tuple[tuple[str | bytes, ...], tuple[int, ...]]:
         """Each token's own text and its id, with any character that the vocabulary has written before it."""
         vocabulary = tokenizer.get_vocab()
-        if stop_string_matching_mode is None and not vocabulary.keys() >= set(static_prefix):
+        has_bytes = stop_string_matching_mode == "byte_level" or "<0x00>" in vocabulary
+        if not has_bytes and not vocabulary.keys() >= set(static_prefix):
             spelled = (t for t in vocabulary if len(t) == 1 and tokenizer.convert_tokens_to_string([t]) == t)
             static_prefix = next(spelled, static_prefix)
         return StopStringCriteria.clean_tokenizer_vocab(tokenizer, static_prefix, stop_string_matching_mode)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from tokenizers import Tokenizer, decoders
+from tokenizers import AddedToken, Tokenizer, decoders
 from tokenizers.models import BPE
 from transformers import BatchEncoding, TokenizersBackend
 
@@ -21,6 +21,7 @@ END_OF_TEXT = "<|endoftext|>"
 UNKNOWN = "<|unk|>"
 PADDING = "<|pad|>"
 
+KEPT_SETTINGS = ("chat_template", "model_max_length", "padding_side", "split_special_tokens", "truncation_side")
 NAMED_IN_MESSAGES = 5
 NOT_ONE_CHARACTER = 0xFFFFFFFF  # beyond every code point
 
@@ -105,19 +106,62 @@ class MiniGPTTokenizer(TokenizersBackend):
             twice = next(c for index, c in enumerate(characters) if c in characters[:index])
             raise ValueError(f"{_name(twice)} comes twice and can have only one id; list it once")
 
-        vocabulary = [*characters, END_OF_TEXT, UNKNOWN, PADDING]
+        special = {
+            name: kwargs.pop(name, token)
+            for name, token in (("eos_token", END_OF_TEXT), ("unk_token", UNKNOWN), ("pad_token", PADDING))
+        }
+        vocabulary = [*characters, *map(str, special.values())]
         # Byte pair encoding that merges no pair leaves single characters, and is the quickest of the Rust models.
-        backend = Tokenizer(BPE({token: i for i, token in enumerate(vocabulary)}, merges=[], unk_token=UNKNOWN))
-        backend.decoder = decoders.Fuse()  # the default decoder puts spaces between tokens
-        return cls(
-            tokenizer_object=backend,
-            eos_token=END_OF_TEXT,
-            unk_token=UNKNOWN,
-            pad_token=PADDING,
-            # A decoder continues from the last column, so that is where a prompt has to end. Given here rather than
-            # as a class attribute, it is saved and holds for those who load without this class.
-            **({"padding_side": "left"} | kwargs),
+        ids = {token: index for index, token in enumerate(vocabulary)}
+        backend = Tokenizer(BPE(ids, merges=[], unk_token=str(special["unk_token"])))
+        # The default decoder puts spaces between tokens. This one does not, and libraries for constrained decoding know
+        # it. No character is spelled like a byte.
+        backend.decoder = decoders.ByteFallback()
+        settings = {
+            # A decoder continues from the last column, so that is where a prompt has to end. Given here rather than as
+            # a class attribute, it is saved and holds for those who load without this class.
+            "padding_side": "left",
+            # Libraries in JavaScript remove spaces before punctuation unless told not to.
+            "clean_up_tokenization_spaces": False,
+        }
+        return cls(tokenizer_object=backend, **(settings | special | kwargs))
+
+    def train_new_from_iterator(
+        self,
+        text_iterator: Iterable[str | Sequence[str]],
+        vocab_size: int | None = None,
+        length: int | None = None,
+        new_special_tokens: Sequence[str | AddedToken] | None = None,
+        special_tokens_map: Mapping[str, str] | None = None,
+    ) -> "MiniGPTTokenizer":
+        """Makes a tokenizer of the characters of other texts, with the settings and special tokens of this one.
+
+        Args:
+            text_iterator: Texts, or batches of texts.
+            vocab_size: The most tokens to accept. Every character of the texts is one, whatever this is.
+            length: Ignored; trainers of subwords use it to show their progress.
+            new_special_tokens: Special tokens to add.
+            special_tokens_map: New names for special tokens of this tokenizer.
+
+        Raises:
+            ValueError: The texts have no characters, or too many for `vocab_size`.
+        """
+        renamed = special_tokens_map or {}
+        named = {name: renamed.get(token, token) for name, token in self.special_tokens_map.items()}
+        settings = {name: getattr(self, name) for name in KEPT_SETTINGS}
+        extra = [*self.extra_special_tokens, *(new_special_tokens or ())]
+        tokenizer = type(self).from_iterator(
+            (text for batch in text_iterator for text in ([batch] if isinstance(batch, str) else batch)),
+            **settings,
+            **named,
+            extra_special_tokens=extra,
         )
+        if vocab_size is not None and len(tokenizer) > vocab_size:
+            raise ValueError(
+                f"the texts have {len(tokenizer.stoi)} different characters, which make a vocabulary of"
+                f" {len(tokenizer)} tokens, and vocab_size is {vocab_size}; raise it or leave it out"
+            )
+        return tokenizer
 
     @cached_property
     def stoi(self) -> dict[str, int]:

@@ -568,3 +568,49 @@ def test_the_file_needs_nothing_else_of_the_package():
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
     assert all(node.level == 0 for node in imports if isinstance(node, ast.ImportFrom))
     assert "minigpt" not in "".join(ast.unparse(node) for node in imports)
+
+
+def test_a_tokenizer_saved_with_the_decoder_of_before_encodes_and_decodes_the_same(shakespeare, tmp_path):
+    text = "What say you , sir ?\n"
+    shakespeare.save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    settings = json.loads(file.read_text(encoding="utf-8")) | {"decoder": {"type": "Fuse"}}
+    file.write_text(json.dumps(settings), encoding="utf-8")
+    for loaded in (MiniGPTTokenizer.from_pretrained(tmp_path), TokenizersBackend.from_pretrained(tmp_path)):
+        assert loaded(text)["input_ids"] == shakespeare(text)["input_ids"]
+        assert loaded.decode(loaded(text)["input_ids"]) == text
+
+
+# Training on other texts
+
+
+def test_training_on_other_texts_gives_their_characters_with_the_same_settings(dressed, tmp_path):
+    dressed.add_special_tokens({"extra_special_tokens": ["<|turn|>"]})
+    texts = [["To be,", "or not"], "to be\n"]
+    tokenizer = dressed.train_new_from_iterator(iter(texts), 100, length=3, new_special_tokens=["<|new|>"])
+    assert type(tokenizer) is MiniGPTTokenizer
+    assert list(tokenizer.stoi) == sorted(set("To be,or not\n"))
+    assert tokenizer.special_tokens_map == dressed.special_tokens_map
+    assert tokenizer.extra_special_tokens == ["<|turn|>", "<|new|>"]
+    for setting in ("model_max_length", "chat_template", "padding_side"):
+        assert getattr(tokenizer, setting) == getattr(dressed, setting)
+    tokenizer.save_pretrained(tmp_path)
+    text = "not<|turn|> to be<|endoftext|>\n"
+    for same in (tokenizer, MiniGPTTokenizer.from_pretrained(tmp_path), TokenizersBackend.from_pretrained(tmp_path)):
+        assert same.decode(same(text)["input_ids"]) == text
+        assert same.get_vocab() == tokenizer.get_vocab()
+        assert len(same(text)["input_ids"]) == len("not to be\n") + 2
+    assert tokenizer.encode_array("not to be").tolist() == [sorted(tokenizer.stoi).index(c) for c in "not to be"]
+
+
+def test_training_on_other_texts_can_rename_the_special_tokens(shakespeare):
+    names = {token: f"{token}a" for token in shakespeare.all_special_tokens}
+    tokenizer = shakespeare.train_new_from_iterator([["abc"]], 100, special_tokens_map=names)
+    assert tokenizer.get_vocab() == {"a": 0, "b": 1, "c": 2, "<|endoftext|>a": 3, "<|unk|>a": 4, "<|pad|>a": 5}
+    assert (tokenizer.eos_token_id, tokenizer.unk_token_id, tokenizer.pad_token_id) == (3, 4, 5)
+    assert tokenizer("a?")["input_ids"] == [0, 4]
+
+
+def test_a_vocabulary_smaller_than_the_characters_of_the_other_texts_is_refused(shakespeare):
+    with pytest.raises(ValueError, match=r"3 different characters, which make a vocabulary of 6 tokens.* 5; raise"):
+        shakespeare.train_new_from_iterator([["abc"]], 5)
