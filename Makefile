@@ -54,4 +54,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 $(EXTRAS): $(INSTALLED)
 	@echo "Adding the extras to $(VENV): this happens once and takes a few minutes."
 	$(BIN)/python -m pip install --no-input --disable-pip-version-check -c constraints.txt -e ".[all,dev]"
+	@# A test in JavaScript, which is skipped without.
+	-@if command -v npm >/dev/null; then \
+	  npm install --ignore-scripts --no-audit --no-fund --prefix $(VENV)/node @huggingface/tokenizers@0.2.0; fi
 	@touch $@

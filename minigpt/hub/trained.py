@@ -119,6 +119,8 @@ def load_tokenizer(
             raise
         for name in ("local_files_only", "is_local"):
             tokenizer.init_kwargs.pop(name, None)
+        # Libraries in JavaScript remove spaces before punctuation unless the saved tokenizer forbids it.
+        tokenizer.clean_up_tokenization_spaces = tokenizer.init_kwargs["clean_up_tokenization_spaces"] = False
         if not set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids):
             raise none
     return tokenizer

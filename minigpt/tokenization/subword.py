@@ -185,8 +185,9 @@ def _convert(processor: Any, model_type: str) -> Tokenizer:
     backend = Tokenizer(model)
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            # No piece goes beyond the word that it begins; cut up, words are found again in the backend's cache.
-            pre_tokenizers.Split(" ", "merged_with_next"),
+            # No piece goes beyond the word that it begins; cut up, words are found again in the backend's cache. Not
+            # "merged_with_next", which the library in JavaScript takes for "isolated".
+            pre_tokenizers.Split(Regex(" [^ ]*|[^ ]+"), "isolated"),
             # "<0x41>" in a text is six characters, not the byte of that name.
             pre_tokenizers.Split(Regex("<(?=0x|unk>)"), "isolated"),
         ]
@@ -214,7 +215,9 @@ def _with_special_tokens(backend: Tokenizer) -> Tokenizer:
 
 def _settings(kwargs: dict[str, Any]) -> dict[str, Any]:
     # A decoder continues from the last column, so that is where a prompt has to end.
-    return {"eos_token": END_OF_TEXT, "pad_token": PADDING, "padding_side": "left"} | kwargs
+    settings = {"eos_token": END_OF_TEXT, "pad_token": PADDING, "padding_side": "left"}
+    # Libraries in JavaScript remove spaces before punctuation unless told not to.
+    return settings | {"clean_up_tokenization_spaces": False} | kwargs
 
 
 def _lines(chunks: Iterable[str]) -> Iterator[str]:

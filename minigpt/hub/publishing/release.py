@@ -11,6 +11,7 @@ from typing import Any
 import transformers
 from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
+from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 
 import minigpt
 from minigpt.errors import UsageError
@@ -95,7 +96,12 @@ def prepare_release(folder: Path, staging: Path, base: Base | None = None) -> Re
         _open_adapter(saved, files)
     else:
         files |= _whole_model(saved, files, staging)
-    for name, content in (("run.json", _published_run(saved)), (CONFIG, saved.adapter)):
+    changed = {
+        "run.json": _published_run(saved),
+        CONFIG: saved.adapter,
+        TOKENIZER_CONFIG_FILE: _tokenizer_config(folder),
+    }
+    for name, content in changed.items():
         if content is not None and content != read_object(folder / name):
             (staging / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
             files[name] = staging / name
@@ -179,6 +185,12 @@ def _published_run(saved: SavedFolder) -> dict[str, Any] | None:
     if saved.run is None or not saved.run.get("base") or base is None or saved.base_on_the_hub:
         return saved.run
     return saved.run | {"base": saved.run["base"] | {"name": Path(base.name).name}}
+
+
+def _tokenizer_config(folder: Path) -> dict[str, Any] | None:
+    """The tokenizer's settings, by which libraries in JavaScript keep spaces before punctuation."""
+    file = folder / TOKENIZER_CONFIG_FILE
+    return read_object(file) | {"clean_up_tokenization_spaces": False} if file.is_file() else None
 
 
 def _whole_model(saved: SavedFolder, files: dict[str, Path], staging: Path) -> dict[str, Path]:
