@@ -49,6 +49,7 @@ class MiniGPTTrainingArguments(TrainingArguments):
             stays, whatever `save_total_limit` says, and `load_best_model_at_end` brings it back at the end.
         early_stopping_patience: Stop after so many estimates without a lower validation loss, and keep the best model
             (sets `load_best_model_at_end`); None for the full number of steps.
+        resume_with_changes: Whether a resumed run may be trained with other arguments than before.
         logging_steps: As in transformers; 0 for `eval_steps`.
         save_steps: As in transformers; 0 for five times `eval_steps`.
 
@@ -70,6 +71,10 @@ class MiniGPTTrainingArguments(TrainingArguments):
     early_stopping_patience: int | None = field(
         default=None,
         metadata={"help": "stop after so many estimates without a lower validation loss, and keep the best model"},
+    )
+
+    resume_with_changes: bool = field(
+        default=False, metadata={"help": "resume with other options (learning rate, seed, ...) than before"}
     )
 
     eval_strategy: IntervalStrategy | str = field(default="steps", metadata=_STOCK["eval_strategy"])

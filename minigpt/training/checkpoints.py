@@ -12,6 +12,7 @@ from transformers.trainer_pt_utils import safe_globals
 
 from minigpt.hub.adapters import CONFIG as ADAPTER_CONFIG
 from minigpt.hub.adapters import WEIGHTS as ADAPTER_WEIGHTS
+from minigpt.training.checksums import CHECKSUMS, changed_file
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def find_checkpoint(run_dir: Path, asked: str | bool) -> Path:
 
 
 def last_whole_checkpoint(run_dir: Path) -> Path | None:
-    """The checkpoint to resume from: the last one in which nothing is missing or cut short.
+    """The checkpoint to resume from: the last one in which nothing is missing or damaged.
 
     Each damaged one that is passed over is said in one line.
     """
@@ -76,11 +77,14 @@ def checkpoint_fault(checkpoint: Path) -> str | None:
     """What keeps a run from resuming from a checkpoint, in a few words, or None if it is whole."""
     if not checkpoint.is_dir():
         return "there is no such folder"
+    if (checkpoint / CHECKSUMS).exists():
+        changed = changed_file(checkpoint)
+        return changed and f"its {changed} is missing or damaged"
     for file in sorted({checkpoint / "trainer_state.json", *checkpoint.glob("*.json")}):
         try:
             json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            return f"its {file.name} is missing or cut short"
+            return f"its {file.name} is missing or damaged"
     if any(next(checkpoint.glob(pattern), None) for pattern in _SHARDED_STATES):
         return None
     weights = _weight_files(checkpoint)
@@ -94,7 +98,7 @@ def checkpoint_fault(checkpoint: Path) -> str | None:
             with safe_open(file, framework="pt"):
                 pass  # opening compares the header with the file's size
         except (OSError, SafetensorError):
-            return f"its {file.name} is missing or cut short"
+            return f"its {file.name} is missing or damaged"
     states = [checkpoint / "optimizer.pt", checkpoint / "scheduler.pt", *sorted(checkpoint.glob("rng_state*.pth"))]
     if len(states) < 3:
         return "its rng_state.pth is missing"
@@ -103,7 +107,7 @@ def checkpoint_fault(checkpoint: Path) -> str | None:
             with safe_globals():
                 torch.load(file, map_location="cpu", weights_only=True)
         except Exception:  # whatever a cut file makes a zip reader and an unpickler do
-            return f"its {file.name} is missing or cut short"
+            return f"its {file.name} is missing or damaged"
     return None
 
 

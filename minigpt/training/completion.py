@@ -98,6 +98,7 @@ def run_to_the_end(
         network,
         data,
         args,
+        trainer.segments,
         steps=state.global_step,
         tokens=trainer.tokens_seen(),
         block_size=trainer.block_size,

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from minigpt.training.arguments import MiniGPTTrainingArguments
 from minigpt.training.evaluation import Evaluation
+from minigpt.training.segments import ABOUT_THE_RUN, Segment, describe_changes
 
 _TRAINING = (
     "max_steps",
@@ -36,22 +37,6 @@ _TRAINING = (
     "bf16",
     "fp16",
     "gradient_checkpointing",
-)
-# Where a run lies, who is told of it, and what it runs on: of no concern to what is learned.
-_ABOUT_THE_RUN = (
-    *("output_dir", "run_name", "report_to", "project", "resume_from_checkpoint", "disable_tqdm", "local_rank"),
-    *(
-        "use_cpu",
-        "activation_checkpointing",  # the other name of gradient_checkpointing
-        "push_to_hub",
-        "hub_",
-        "trackio_",
-        "log_",
-        "logging_",
-        "save_",
-        "dataloader_",
-        "remove_unused_columns",
-    ),
 )
 _LIBRARIES = ("minigpt-hf", "torch", "transformers", "datasets", "tokenizers", "accelerate", "numpy")
 
@@ -86,6 +71,7 @@ def describe_run(
     model: PreTrainedModel,
     data: dict[str, Any],
     args: MiniGPTTrainingArguments,
+    segments: Sequence[Segment],
     *,
     steps: int,
     tokens: int,
@@ -104,7 +90,8 @@ def describe_run(
         origin: What the run started from: its `preset`, or the `base` of a fine-tuning.
         model: The model that is saved.
         data: What it was trained on.
-        args: The arguments of the run.
+        args: The arguments of the run, those of its last part where they were changed.
+        segments: Its parts.
         steps: How many steps were made.
         tokens: How many tokens it saw in them.
         block_size: How many of them it saw at a time, at most.
@@ -141,6 +128,7 @@ def describe_run(
             "seconds": round(seconds, 3),
             "tokens_per_second": round(tokens / seconds, 1) if seconds else None,
         },
+        "changes": describe_changes(segments),
         "losses": {"validation": in_units(validation), "best": best, "curves": curves},
         "versions": {"python": platform.python_version()}
         | {library: version(library) for library in (*_LIBRARIES, *libraries)},
@@ -154,7 +142,7 @@ def _unusual(arguments: dict[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in arguments.items()
-        if name in defaults and value != defaults[name] and not name.startswith((*_TRAINING, *_ABOUT_THE_RUN))
+        if name in defaults and value != defaults[name] and not name.startswith((*_TRAINING, *ABOUT_THE_RUN))
     }
 
 

@@ -18,6 +18,7 @@ from minigpt.training.output_folder import check_folder, check_room, check_same_
 from minigpt.training.preparation import build_arguments, check_push
 from minigpt.training.presets import MODEL_CLASSES, Preset, get_preset
 from minigpt.training.report import hardware
+from minigpt.training.segments import training_segments
 from minigpt.training.tokens import characters_per_token, tokenize_corpus
 from minigpt.training.trainer import MiniGPTTrainer
 from minigpt.training.vocabulary import Vocabulary, in_words, untrained_ids
@@ -95,6 +96,7 @@ def train(
     network = _build_model(chosen, tokenizer, dict(model or {}))
     if checkpoint:
         check_same_model(checkpoint, network.config, tokenizer)
+        training_segments(checkpoint, args)  # refuses other arguments
     if is_main:
         check_room(folder, network.num_parameters(), args.save_total_limit)
     trainer = MiniGPTTrainer(

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import is_peft_model
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback
+from transformers.trainer import TRAINING_ARGS_NAME
 
 from minigpt.hub.adapters import BASE_HASH, refuse_unfit_adapter
 from minigpt.hub.publishing.card import CARD
@@ -27,9 +29,14 @@ from minigpt.training.checkpoints import (
     find_checkpoint,
     remove_unfinished,
 )
+from minigpt.training.checksums import write_checksums
 from minigpt.training.progress import no_progress_bars
+from minigpt.training.segments import Segment, overrides_checkpoint, training_segments, write_segments
 
 logger = logging.getLogger(__name__)
+
+# What an optimizer keeps of the arguments, beside its state.
+_ARGUMENTS = {"initial_lr", "betas", "eps", "weight_decay"}
 
 
 class StagedTrainer(Trainer):
@@ -49,6 +56,9 @@ class StagedTrainer(Trainer):
         base_sha256: Hash of the weights that a fine-tuning began with, kept likewise, and beside the saved model.
         settings: What else must be the same when the run goes on, kept likewise, as JSON.
         **kwargs: As for `transformers.Trainer`.
+
+    Attributes:
+        segments: The parts of the run that were trained with different arguments, the last one by `train`.
     """
 
     def __init__(
@@ -65,6 +75,7 @@ class StagedTrainer(Trainer):
         self._staging: Path | None = None
         self._resumed_from: Path | None = None
         self._kept: set[Path] = set()
+        self.segments: list[Segment] = []
         super().__init__(*args, **kwargs)
         self.add_callback(_RunningLoss(self))
 
@@ -73,11 +84,13 @@ class StagedTrainer(Trainer):
 
         Raises:
             ValueError: There is no whole checkpoint to resume from.
+            UsageError: It was trained with other arguments, and nothing says that they may change.
         """
         run_dir = Path(self.args.output_dir)
         self._resumed_from = find_checkpoint(run_dir, resume_from_checkpoint) if resume_from_checkpoint else None
         if self._resumed_from:
             self._refuse_unfit(self._resumed_from)
+        self.segments = training_segments(self._resumed_from, self.args)
         if self.args.should_save:
             remove_unfinished(run_dir)
         return super().train(str(self._resumed_from) if self._resumed_from else None, *args, **kwargs)
@@ -109,6 +122,20 @@ class StagedTrainer(Trainer):
                 logger.warning("%s, the best checkpoint, is lost: %s.", best, fault)
         return started
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """As in transformers, but the checkpoint's hyperparameters do not replace those that the run has changed."""
+        if not overrides_checkpoint(self.segments, self.state.global_step):
+            return super()._load_optimizer_and_scheduler(checkpoint)
+        ours = [{name: group[name] for name in _ARGUMENTS & {*group}} for group in self.optimizer.param_groups]
+        super()._load_optimizer_and_scheduler(checkpoint)
+        schedule = self.lr_scheduler
+        for number, (group, arguments) in enumerate(zip(self.optimizer.param_groups, ours, strict=True)):
+            group |= arguments
+            if isinstance(schedule, LambdaLR):
+                schedule.base_lrs[number] = group["initial_lr"]
+                group["lr"] = group["initial_lr"] * schedule.lr_lambdas[number](schedule.last_epoch)
+                schedule._last_lr[number] = group["lr"]  # what is logged
+
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
 
@@ -124,6 +151,7 @@ class StagedTrainer(Trainer):
                 self.state.best_model_checkpoint = str(best)
             if self.args.should_save:
                 self.state.save_to_json(str(staged / "trainer_state.json"))
+                write_segments(staged, self.segments)
                 if self._text_sha256:
                     (staged / TEXT_HASH).write_text(f"{self._text_sha256}\n", encoding="utf-8")
                 if self._settings:
@@ -167,13 +195,13 @@ class StagedTrainer(Trainer):
             "loss": self._tr_loss.item(),
             "loss_logged": self._total_loss_scalar,
             "last_logged_step": self._globalstep_last_logged,
-            "seconds": time.time() - self._start_time,
+            "seconds": time.monotonic() - self._started,
         }
         (Path(output_dir) / self._running_loss_file).write_text(json.dumps(running), encoding="utf-8")
 
     def restore_running_loss(self) -> None:
         """Goes on with the losses since the last one logged, and with all losses for their mean at the end."""
-        self._start_time = time.time()
+        self._started = time.monotonic()
         file = self._resumed_from and self._resumed_from / self._running_loss_file
         if not file or not file.is_file():
             return
@@ -182,8 +210,17 @@ class StagedTrainer(Trainer):
         self._total_loss_scalar = running["loss_logged"]
         self._globalstep_last_logged = running["last_logged_step"]
         # The mean, the time and the speed at the end are those of the whole run.
-        self._start_time -= running["seconds"]
+        self._started -= running["seconds"]
         self._initial_global_step = 0
+
+    @property
+    def _start_time(self) -> float:
+        """When the run would have started had it run through and nobody set the clock, as the stock Trainer counts."""
+        return time.time() - (time.monotonic() - self._started)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As in transformers, by a clock that nobody sets."""
+        super().log(logs, start_time and self._start_time)
 
     def _finalize_training(self, trial: Any, num_train_samples: Any, start_time: float) -> Any:
         # At a limit of one, the stock Trainer deletes here whatever is not the best: what a run has just announced to
@@ -237,6 +274,7 @@ class _RunningLoss(TrainerCallback):
 
 def _publish(staged: Path, final: Path) -> None:
     """Gives a finished checkpoint its name; from then on it is there, also after a power failure."""
+    write_checksums(staged, but=(TRAINING_ARGS_NAME,))  # which nothing reads, and the Hub does not get
     for path in (*staged.rglob("*"), staged):
         _force_to_disk(path)
     if final.exists():  # a damaged one, or one of another run in the same folder

@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from minigpt.training.checksums import changed_file, write_checksums
+
 SPLITS = ("train", "validation")
 
 # Tokens for which there is no place in the cache lie here until the process ends.
@@ -61,6 +63,8 @@ def write_rows(
 def open_splits(folder: Path) -> datasets.DatasetDict | None:
     """Returns the splits in the folder, memory-mapped, or None if they are not there or damaged."""
     try:
+        if changed_file(folder):
+            return None
         return datasets.DatasetDict(
             {
                 split: datasets.Dataset.from_file(str(folder / f"{split}.arrow"), split=datasets.NamedSplit(split))
@@ -73,6 +77,7 @@ def open_splits(folder: Path) -> datasets.DatasetDict | None:
 
 def publish(staged: Path, folder: Path) -> datasets.DatasetDict:
     """Gives the finished folder `staged` its name and opens it, or opens what another process was quicker to finish."""
+    write_checksums(staged)
     try:
         staged.rename(folder)
     except OSError:

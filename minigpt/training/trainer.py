@@ -24,6 +24,7 @@ from minigpt.training.progress import ProgressLines, no_progress_bars
 from minigpt.training.publishing import PublishingTrainer
 from minigpt.training.recomputation import check_recomputable
 from minigpt.training.sample import write_sample
+from minigpt.training.segments import rows_trained
 from minigpt.training.stream import TokenStream
 
 # Away from the seeds 0, 1, 2, ... that people give: an estimate on the training split draws crops of its own.
@@ -181,8 +182,7 @@ class MiniGPTTrainer(PublishingTrainer):
 
     def tokens_seen(self) -> int:
         """How many tokens the model was trained on so far, counted as often as it saw them."""
-        crops_a_step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return self.state.global_step * crops_a_step * self.block_size
+        return rows_trained(self.segments, self.state.global_step) * self.block_size
 
     def _evaluate(
         self, trial: Any, ignore_keys_for_eval: list[str] | None, skip_scheduler: bool = False

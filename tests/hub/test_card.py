@@ -137,6 +137,13 @@ def test_every_setting_of_the_run_and_every_field_of_the_config_is_in_the_card(r
             assert rows[name] == told, name
 
 
+def test_card_says_what_the_run_was_trained_with_before_it_was_resumed_with_other_settings(run: Path) -> None:
+    change = {"after_step": 2000, "before": {"learning_rate": 0.01, "seed": 1}, "after": {"learning_rate": 0.001}}
+    told = "Until step 2,000, before it was resumed with these settings: `learning_rate` `0.01`, `seed` `1`."
+    assert told not in model_card(run).content
+    assert told in " ".join(changed(run, changes=[change]).content.split())
+
+
 def test_results_are_of_the_run_and_say_what_the_split_is(run: Path) -> None:
     report = report_of(run)
     validation, split = report["losses"]["validation"], report["data"]["split_tokens"]

@@ -1,5 +1,6 @@
 """Checkpoints are whole or not there, and a run that was stopped anywhere ends as if it had not been."""
 
+import hashlib
 import json
 import os
 import random
@@ -24,6 +25,7 @@ from minigpt.training.checkpoints import (
     find_checkpoint,
     last_whole_checkpoint,
 )
+from minigpt.training.checksums import CHECKSUMS, write_checksums
 from minigpt.training.run import main_train
 from minigpt.training.trainer import MiniGPTTrainer
 
@@ -205,13 +207,51 @@ def test_damaged_checkpoint_is_passed_over_and_named(build_trainer, tmp_path, ca
     damage(last / name)
     with caplog.at_level("WARNING"):
         assert last_whole_checkpoint(tmp_path / "run") == tmp_path / "run" / "checkpoint-9"
-    assert caplog.messages == [f"{last} is damaged (its {name} is missing or cut short) and passed over."]
-    with pytest.raises(CheckpointError, match=f"its {name} is missing or cut short; name another"):
+    assert caplog.messages == [f"{last} is damaged (its {name} is missing or damaged) and passed over."]
+    with pytest.raises(CheckpointError, match=f"its {name} is missing or damaged; name another"):
         find_checkpoint(tmp_path / "run", str(last))
     resumed = build_trainer(tmp_path / "run")
     resumed.train(resume_from_checkpoint=True)
     assert history(resumed) == history(whole)
     assert checkpoint_fault(last) is None  # written again, whole
+
+
+def flip_a_bit(file):
+    content = bytearray(file.read_bytes())
+    content[-9] ^= 1
+    file.write_bytes(content)
+
+
+def set_back(file):
+    state = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(state | {"global_step": 2}), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "harm"),
+    [
+        *[(name, flip_a_bit) for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth")],
+        ("running_loss.json", os.unlink),
+        ("trainer_state.json", set_back),
+        (CHECKSUMS, damage),
+    ],
+)
+def test_checkpoint_with_a_changed_byte_is_refused(build_trainer, tmp_path, name, harm):
+    build_trainer(tmp_path / "run", max_steps=3).train()
+    checkpoint = tmp_path / "run" / "checkpoint-3"
+    assert checkpoint_fault(checkpoint) is None
+    harm(checkpoint / name)
+    assert checkpoint_fault(checkpoint).endswith("is missing or damaged")
+    with pytest.raises(CheckpointError, match="holds no whole checkpoint"):
+        build_trainer(tmp_path / "run", max_steps=3).train(resume_from_checkpoint=True)
+
+
+def test_recorded_checksums_are_those_of_all_files_but_the_pickle_that_nothing_reads(build_trainer, tmp_path):
+    build_trainer(tmp_path / "run", max_steps=3).train()
+    checkpoint = tmp_path / "run" / "checkpoint-3"
+    lines = (checkpoint / CHECKSUMS).read_text(encoding="utf-8").splitlines()
+    files = sorted(path for path in checkpoint.iterdir() if path.name not in (CHECKSUMS, "training_args.bin"))
+    assert lines == [f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}" for file in files]
 
 
 @pytest.mark.parametrize(
@@ -220,6 +260,7 @@ def test_damaged_checkpoint_is_passed_over_and_named(build_trainer, tmp_path, ca
 )
 def test_checkpoint_that_lacks_a_file_is_no_checkpoint(build_trainer, tmp_path, name):
     build_trainer(tmp_path / "run", max_steps=3).train()
+    (tmp_path / "run" / "checkpoint-3" / CHECKSUMS).unlink()  # as a stock Trainer writes it
     (tmp_path / "run" / "checkpoint-3" / name).unlink()
     assert name.partition(".")[0] in checkpoint_fault(tmp_path / "run" / "checkpoint-3")
 
@@ -228,6 +269,7 @@ def test_checkpoint_that_lacks_a_file_is_no_checkpoint(build_trainer, tmp_path, 
 def test_checkpoint_of_several_files_of_weights_needs_all_of_them_and_their_index(build_trainer, tmp_path, lost):
     trainer = trained(build_trainer(tmp_path / "run", max_steps=3))
     checkpoint = tmp_path / "run" / "checkpoint-3"
+    (checkpoint / CHECKSUMS).unlink()
     (checkpoint / "model.safetensors").unlink()
     half = sum(weight.nbytes for weight in weights(trainer).values()) // 2
     trainer.model.save_pretrained(checkpoint, max_shard_size=half + 1024)
@@ -251,6 +293,7 @@ def test_a_run_goes_on_only_with_the_weights_of_its_own_model(build_trainer, tmp
     changed = load_file(file)
     change(changed)
     save_file(changed, file, {"format": "pt"})
+    write_checksums(file.parent)
     resumed = build_trainer(tmp_path / "run")
     for use in (
         lambda: resumed.train(resume_from_checkpoint=str(file.parent)),
@@ -263,7 +306,7 @@ def test_a_run_goes_on_only_with_the_weights_of_its_own_model(build_trainer, tmp
 def test_a_model_whose_head_is_its_embedding_table_goes_on(arguments, build_model, tokens, tokenizer):
     for how in ({"max_steps": 3, "save_steps": 3}, {"max_steps": 4, "resume_from_checkpoint": True}):
         model = build_model(tie_word_embeddings=True, lm_head_bias=False)
-        args = arguments(**how)
+        args = arguments(**how, lr_scheduler_type="constant")
         trainer = MiniGPTTrainer(model, args, tokens, processing_class=tokenizer)
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     assert trainer.state.global_step == 4
@@ -275,10 +318,11 @@ def test_best_checkpoint_that_is_damaged_is_not_loaded_at_the_end(build_trainer,
     damage(tmp_path / "run" / f"checkpoint-{state['best_global_step']}" / "model.safetensors")
     other = next(path for path in all_checkpoints(tmp_path / "run") if checkpoint_fault(path) is None)
     shutil.copy(tmp_path / "run" / "checkpoint-12" / "trainer_state.json", other)
+    write_checksums(other)
     resumed = build_trainer(tmp_path / "run", load_best_model_at_end=True, save_steps=4)
     with caplog.at_level("WARNING"):
         resumed.train(resume_from_checkpoint=str(other))
-    assert "the best checkpoint, is lost: its model.safetensors is missing or cut short." in caplog.text
+    assert "the best checkpoint, is lost: its model.safetensors is missing or damaged." in caplog.text
 
 
 def test_moved_run_finds_its_best_checkpoint(build_trainer, tmp_path):
@@ -339,6 +383,7 @@ OPTIONS = [
 DIES_WHILE_SAVING = """
 import os, signal, sys
 import torch
+from minigpt.training.checksums import CHECKSUMS, write_checksums
 from minigpt.training.run import main_train
 files_left = int(sys.argv.pop(1))
 save = torch.save

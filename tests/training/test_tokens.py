@@ -1,6 +1,7 @@
 import errno
 import pickle
 import random
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -137,7 +138,7 @@ def test_another_text_or_vocabulary_is_not_taken_from_the_cache(corpus, corpus_o
     assert flat(tokenize_corpus(reverse, cache_dir=tmp_path)["train"]) == ids_of(TEXT[::-1][:CUT])
 
 
-@pytest.mark.parametrize("damage", ["cut off", "missing"])
+@pytest.mark.parametrize("damage", ["cut off", "missing", "overwritten"])
 def test_a_damaged_cache_is_made_again(corpus, tmp_path, damage):
     tokenize_corpus(corpus, cache_dir=tmp_path)
     (folder,) = (tmp_path / "minigpt-tokens").iterdir()
@@ -146,6 +147,8 @@ def test_a_damaged_cache_is_made_again(corpus, tmp_path, damage):
     file.unlink()
     if damage == "cut off":
         file.write_bytes(data[: len(data) // 2])
+    elif damage == "overwritten":  # by a table that opens
+        shutil.copy(folder / "train.arrow", file)
     assert flat(tokenize_corpus(corpus, cache_dir=tmp_path)["validation"]) == ids_of(TEXT[CUT:])
     assert file.read_bytes() == data
 

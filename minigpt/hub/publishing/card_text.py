@@ -280,7 +280,18 @@ def _training(saved: SavedFolder) -> list[str]:
     return [
         f"{steps}, {where}. Estimates, samples and checkpoints on the way are in the time.{quantised}",
         table(("setting", "value"), ((code(name), _value(value)) for name, value in settings)),
+        *_changes(run),
         f"Versions: {versions}.",
+    ]
+
+
+def _changes(run: dict[str, Any]) -> list[str]:
+    """What a resumed run was trained with before the settings in the table."""
+    return [
+        f"Until step {change['after_step']:,}, before it was resumed with these settings: "
+        + ", ".join(f"{code(name)} {_value(value)}" for name, value in change["before"].items())
+        + "."
+        for change in run.get("changes", [])
     ]
 
 

@@ -42,6 +42,7 @@ from minigpt.training.output_folder import (
 from minigpt.training.preparation import build_arguments, check_push
 from minigpt.training.publishing import check_base_is_published
 from minigpt.training.report import hardware
+from minigpt.training.segments import training_segments
 from minigpt.training.tokens import characters_per_token, tokenize_corpus
 from minigpt.training.trainer import MiniGPTTrainer
 
@@ -169,6 +170,7 @@ def finetune(
     if checkpoint:
         check_same_settings(checkpoint, settings)
         _check_same(checkpoint, base, network, is_adapter=lora is not None)
+        training_segments(checkpoint, args)  # refuses other arguments
     if is_main:
         trained = sum(weight.numel() for weight in network.parameters() if weight.requires_grad)
         check_room(folder, trained, args.save_total_limit)
