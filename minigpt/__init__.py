@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # what `__getattr__` imports when it is asked for
     from minigpt.tokenization.tokenization_minigpt import MiniGPTTokenizer as MiniGPTTokenizer
     from minigpt.training.arguments import MiniGPTTrainingArguments as MiniGPTTrainingArguments
     from minigpt.training.batches import get_batch as get_batch
+    from minigpt.training.corpus import SplitSettings as SplitSettings
     from minigpt.training.corpus import load_text as load_text
     from minigpt.training.finetuning.adapters import LoraSettings as LoraSettings
     from minigpt.training.finetuning.instruction import InstructionSettings as InstructionSettings
@@ -49,6 +50,7 @@ _PUBLIC = {
     "MiniGPTTokenizer": "tokenization.tokenization_minigpt",
     "MiniGPTTrainer": "training.trainer",
     "MiniGPTTrainingArguments": "training.arguments",
+    "SplitSettings": "training.corpus",
     "TextbookGPT": "modeling_minigpt.textbook",
     "TokenStream": "training.stream",
     "finetune": "training.finetuning.run",

@@ -117,9 +117,9 @@ def evaluate(argv: Sequence[str]) -> None:
     parser.add_argument("--data", nargs="+", default=None, metavar="TEXT", help="as for minigpt train")
     parser.add_argument(
         "--split",
-        choices=("validation", "train"),
-        default="validation",
-        help="the last 10%% of the text, or the first 90%% (default: validation)",
+        choices=("validation", "train", "all"),
+        default=None,
+        help="which part of the text (default: validation of the text that the run was trained on, all of any other)",
     )
     parser.add_argument("--device", default=None, help="cuda, mps or cpu (default: the best there is)")
     arguments = parser.parse_args(argv)
@@ -129,24 +129,25 @@ def evaluate(argv: Sequence[str]) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from minigpt.hub.trained import default_block_size, open_trained
-    from minigpt.training.corpus import load_text
     from minigpt.training.evaluation import validation_loss
+    from minigpt.training.scored_text import text_to_score
     from minigpt.training.stream import TokenStream
     from minigpt.training.tokens import characters_per_token, tokenize_corpus
 
     model, tokenizer = open_trained(arguments.model, arguments.device)
-    corpus = load_text(arguments.data)
+    corpus, part = text_to_score(arguments.model, arguments.data, arguments.split)
     if corpus.notice:
         print(corpus.notice, file=sys.stderr)
-    split = tokenize_corpus(corpus, tokenizer)[arguments.split]
+    split = tokenize_corpus(corpus, tokenizer)["train" if part == "all" else part]
     evaluation = validation_loss(
         model,
         TokenStream(split),
         default_block_size(model),
         characters_per_token=characters_per_token(corpus, split),
     )
+    scored = "all of it" if part == "all" else f"{part} split"
     print(
-        f"{corpus.name}, {arguments.split} split, {evaluation.targets:,} tokens: "
+        f"{corpus.name}, {scored}, {evaluation.targets:,} tokens: "
         f"loss {evaluation.loss:.4f} nats a token, "
         f"{evaluation.bits_per_character:.4f} bits a character, perplexity {evaluation.perplexity:.3f}"
     )

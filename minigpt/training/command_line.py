@@ -14,7 +14,8 @@ from transformers import PreTrainedConfig
 from transformers.hf_argparser import string_to_bool
 
 from minigpt.modeling_minigpt.configuration_minigpt import MiniGPTConfig
-from minigpt.training.options import count_options, parse_options, training_parser
+from minigpt.training.corpus import SplitSettings
+from minigpt.training.options import add_split_options, count_options, parse_options, pop_split, training_parser
 from minigpt.training.presets import PRESETS, get_preset
 from minigpt.training.vocabulary import KINDS, SENTENCEPIECE_TYPES, SUBWORDS
 
@@ -40,6 +41,7 @@ class TrainCommand:
     Attributes:
         preset: The preset's name.
         data: Sources of text, or None for the default.
+        split: Settings of the validation split.
         device: `cpu`, `cuda`, `mps`, or None for the best there is.
         overwrite: Whether a run that the output folder already holds is replaced.
         vocabulary: What of `Vocabulary` is not its default.
@@ -49,6 +51,7 @@ class TrainCommand:
 
     preset: str = "seed"
     data: list[str] | None = None
+    split: SplitSettings = field(default_factory=SplitSettings)
     device: str | None = None
     overwrite: bool = False
     vocabulary: dict[str, Any] = field(default_factory=dict)
@@ -70,6 +73,7 @@ def parse_train_command(argv: Sequence[str] | None = None) -> TrainCommand:
     options = {"tokenizer": "kind", "vocab_size": "size", "sentencepiece_type": "sentencepiece_type"}
     command.vocabulary = {options[name]: values.pop(name) for name in list(values) if name in options}
     try:
+        command.split = pop_split(values)
         preset = get_preset(command.preset)
         command.model = {name: values.pop(name) for name in list(values) if name in _model_types()}
         command.training = values
@@ -98,9 +102,10 @@ def build_parser(show_all: bool = False) -> argparse.ArgumentParser:
         "--data",
         nargs="+",
         metavar="TEXT",
-        help="text files, a folder, a Hub dataset, tiny_shakespeare or plays (default: input.txt of this folder, else "
-        "Tiny Shakespeare)",
+        help="text files, a pattern such as 'src/**/*.py', a folder, a Hub dataset, tiny_shakespeare or plays "
+        "(default: input.txt of this folder, else Tiny Shakespeare)",
     )
+    add_split_options(parser, show_all=show_all)
     add("--device", metavar="NAME", help="cpu, cuda or mps (default: the best there is)")
     add("--overwrite", action="store_true", help="replace the run that the output folder holds")
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ def describe_text(corpus: Corpus, trainer: MiniGPTTrainer) -> dict[str, Any]:
         "bytes": corpus.num_bytes,
         "characters": corpus.num_characters,
         "sha256": corpus.sha256,
+        "train_characters": corpus.train_characters,
+        "split": asdict(corpus.split),
         "split_tokens": {split: len(stream) for split, stream in trainer.streams.items()},
     }
 

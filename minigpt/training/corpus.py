@@ -2,20 +2,59 @@
 
 import hashlib
 import os
+import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
+from typing import Literal
 
 from minigpt.training.hub_dataset import hub_dataset_reader
-from minigpt.training.text_files import SUFFIXES, CorpusError, read_files, text_files
+from minigpt.training.text_files import SUFFIXES, CorpusError, find_files, read_files
 from minigpt.training.tiny_shakespeare import HUB_DATASET, VARIABLE, OutOfReachError, tiny_shakespeare
 
-__all__ = ["Corpus", "CorpusError", "load_text"]
+__all__ = ["Corpus", "CorpusError", "SplitSettings", "load_text"]
 
 CHUNK_CHARACTERS = 2**20
 PLAYS = Path(__file__).with_name("plays.txt")
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+
+
+Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+
+@dataclass(frozen=True)
+class SplitSettings:
+    """Settings that decide which part of a text is held back to validate on.
+
+    Attributes:
+        validation_file: Files of the validation split; the whole text is then trained on.
+        validation_fraction: Fraction of the characters to hold back (of the lines, if split by line); default 0.1.
+        split_by: `"position"` holds back the end of the text. `"line"` shuffles the lines first, for lists whose order
+            means something.
+        split_seed: Seed of that shuffle.
+
+    Raises:
+        CorpusError: A value is impossible, or two exclude each other.
+    """
+
+    validation_file: tuple[str, ...] = ()
+    validation_fraction: float = 0.1
+    split_by: Literal["position", "line"] = "position"
+    split_seed: int = 42
+
+    def __post_init__(self) -> None:
+        if not 0 < self.validation_fraction < 1:
+            raise CorpusError(
+                f"validation_fraction must be above 0 and below 1, got {self.validation_fraction}; 0.1 is usual."
+            )
+        if self.split_by not in ("position", "line"):
+            raise CorpusError(f"split_by is {self.split_by!r}; use 'position' or 'line'.")
+        if self.validation_file and (self.split_by != "position" or self.validation_fraction != 0.1):
+            raise CorpusError(
+                "validation_file names the whole validation split; leave validation_fraction and split_by out."
+            )
 
 
 @dataclass(frozen=True)
@@ -27,13 +66,17 @@ class Corpus:
         num_bytes: Size of the text in UTF-8, in bytes.
         num_characters: Number of characters (code points).
         sha256: Hash of the text in UTF-8, in hexadecimal: one file's own, unless it began with a byte order mark.
-        notice: One line for the person when the text was not chosen by them, else None.
+        train_characters: Number of characters to train on; the others, at the end, are the validation split.
+        split: Settings by which the two were parted.
+        notice: One line for the person when the text was not chosen by them or a part of it is left out, else None.
     """
 
     name: str
     num_bytes: int
     num_characters: int
     sha256: str
+    train_characters: int
+    split: SplitSettings
     notice: str | None
     _read: Callable[[], Iterator[str]] = field(repr=False, compare=False)
 
@@ -42,14 +85,22 @@ class Corpus:
         return _rechunked(self._read())
 
     @property
+    def split_sha256(self) -> str:
+        """Hash of the text and of where it is parted: the text's own unless `split` or its files say otherwise."""
+        if self.train_characters == _position(self.num_characters, SplitSettings()):
+            return self.sha256
+        return hashlib.sha256(f"{self.sha256} {self.train_characters}".encode()).hexdigest()
+
+    @property
     def text(self) -> str:
         """The whole text at once; for long ones, see `chunks`."""
         return "".join(self.chunks())
 
 
 def load_text(
-    source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+    source: Source | None = None,
     *,
+    split: SplitSettings | None = None,
     text_column: str | None = None,
     subset: str | None = None,
 ) -> Corpus:
@@ -62,68 +113,83 @@ def load_text(
             - None: `input.txt` of the current folder, else Tiny Shakespeare, else (out of reach) the bundled plays;
               the corpus's `notice` says which;
             - `"tiny_shakespeare"` or `"plays"`;
-            - a text file; a folder, for its `.txt` and `.md` files, subfolders included, sorted by path; or several of
-              these in a list. Files are joined in order, with a newline after one that does not end in one;
+            - a text file; a pattern such as `src/**/*.py`; a folder, for its `.txt` and `.md` files, subfolders
+              included, sorted by path, or for its splits (see `find_files`); or several of these in a list. Files are
+              joined in order, with a newline after one that does not end in one;
             - a dataset of the Hub, as `"owner/name"`: all its splits, train first, then validation and test, and every
               row on a line of its own.
+        split: Settings of the validation split; by default the last tenth of the characters.
         text_column: Column of the Hub dataset; by default `text`, or the only column of strings.
         subset: Configuration of the Hub dataset, where it has several.
 
     Raises:
         CorpusError: No such text, or it is empty, binary or not UTF-8.
     """
+    split = split or SplitSettings()
     if isinstance(source, list | tuple) and len(source) == 1:
-        return load_text(source[0], text_column=text_column, subset=subset)
+        source = source[0]
     if source is None:
-        return _default_corpus()
+        return _default_corpus(split)
     if source == "plays":
-        return _plays()
+        return _corpus("plays", _plays, split)
     if source in ("tiny_shakespeare", HUB_DATASET):
         try:
-            return _tiny_shakespeare()
+            return _tiny_shakespeare(split)
         except OutOfReachError as error:
             raise CorpusError(
                 f"Tiny Shakespeare is out of reach ({error}); connect to the network, set {VARIABLE} to the path of a "
                 "copy, or train on 'plays', the bundled text."
             ) from error
     if isinstance(source, str) and _names_hub_dataset(source):
-        return _corpus(source, hub_dataset_reader(source, text_column, subset))
-    return _files([source] if isinstance(source, str | os.PathLike) else source)
+        return _corpus(source, hub_dataset_reader(source, text_column, subset), split)
+    return _files([source] if isinstance(source, str | os.PathLike) else source, split)
 
 
-def _default_corpus() -> Corpus:
+def _default_corpus(split: SplitSettings) -> Corpus:
     """Returns the text for somebody who named none, with the notice that says which it is."""
     if Path("input.txt").is_file():
-        return replace(_files(["input.txt"]), notice="No text was named: using input.txt of the current folder.")
+        return replace(_files(["input.txt"], split), notice="No text was named: using input.txt of the current folder.")
     try:
-        return replace(_tiny_shakespeare(), notice="No text was named: using Tiny Shakespeare.")
+        return replace(_tiny_shakespeare(split), notice="No text was named: using Tiny Shakespeare.")
     except OutOfReachError as error:
         return replace(
-            _plays(),
+            _corpus("plays", _plays, split),
             notice=f"No text was named and Tiny Shakespeare is out of reach ({error}): using the bundled plays.",
         )
 
 
-def _tiny_shakespeare() -> Corpus:
+def _tiny_shakespeare(split: SplitSettings) -> Corpus:
     text = tiny_shakespeare()
-    return _corpus("tiny_shakespeare", lambda: iter([text]))
+    return _corpus("tiny_shakespeare", lambda: iter([text]), split)
 
 
-def _plays() -> Corpus:
-    return _corpus("plays", lambda: read_files([PLAYS]))
+def _plays() -> Iterator[str]:
+    return read_files([PLAYS])
 
 
-def _files(sources: Sequence[str | os.PathLike[str]]) -> Corpus:
+def _files(sources: Sequence[str | os.PathLike[str]], split: SplitSettings) -> Corpus:
     if not sources:
         raise CorpusError("An empty list names no text; give at least one file or folder.")
     for source in sources:
         if source in ("plays", "tiny_shakespeare") and not Path(source).exists():
             raise CorpusError(f"{source!r} is a whole corpus and {len(sources)} texts were named; give it alone.")
-    files = [file for source in sources for file in text_files(source)]
+    found = [find_files(source) for source in sources]
+    train = [file for one in found for file in one.train]
     # Names that are not UTF-8 are shown with U+FFFD: no file of text, such as run.json, could hold them as they are.
-    names = [os.fsencode(Path(source).expanduser().resolve().name).decode(errors="replace") for source in sources]
+    names = [os.fsencode(_name(Path(source).expanduser())).decode(errors="replace") for source in sources]
     first, *others = names
-    return _corpus(f"{first} + {len(others)} more" if others else first, lambda: read_files(files))
+    notices = [one.notice for one in found if one.notice]
+    corpus = _corpus(
+        f"{first} + {len(others)} more" if others else first,
+        lambda: read_files(train),
+        split,
+        validation=[file for one in found for file in one.validation],
+    )
+    return replace(corpus, notice="\n".join(notices) or None)
+
+
+def _name(path: Path) -> str:
+    return path.resolve().name if path.exists() else str(path)  # a pattern
 
 
 def _names_hub_dataset(source: str) -> bool:
@@ -132,18 +198,64 @@ def _names_hub_dataset(source: str) -> bool:
     return bool(_HUB_ID.fullmatch(source)) and not (path.exists() or path.parent.is_dir() or path.suffix in SUFFIXES)
 
 
-def _corpus(name: str, read: Callable[[], Iterator[str]]) -> Corpus:
-    """Reads the text through once, for its size and hash."""
+def _corpus(
+    name: str, read: Callable[[], Iterator[str]], split: SplitSettings, validation: Sequence[Path] = ()
+) -> Corpus:
+    """Reads the text through once, for its size, its hash and the place where it is parted."""
+    files = [file for source in split.validation_file for file in find_files(source).train] or validation
+    if files and split != SplitSettings(split.validation_file):
+        raise CorpusError(
+            f"{name} comes with a validation split ({files[0].name}); leave validation_fraction and split_by out."
+        )
+    if files:
+        parts: list[Callable[[], Iterator[str]]] = [lambda: _ended(read()), lambda: read_files(files)]
+    elif split.split_by == "line":
+        parts = [lambda: _shuffled_lines(read, split)[0], lambda: _shuffled_lines(read, split)[1]]
+    else:
+        parts = [read]
     digest = hashlib.sha256()
     num_bytes = num_characters = 0
-    for chunk in read():
-        data = chunk.encode()
-        digest.update(data)
-        num_bytes += len(data)
-        num_characters += len(chunk)
-    if not num_characters:
+    ends = []
+    for part in parts:
+        for chunk in part():
+            data = chunk.encode()
+            digest.update(data)
+            num_bytes += len(data)
+            num_characters += len(chunk)
+        ends.append(num_characters)
+    if not ends[0]:
         raise CorpusError(f"{name} is empty; give a text with at least a few thousand characters.")
-    return Corpus(name, num_bytes, num_characters, digest.hexdigest(), notice=None, _read=read)
+    return Corpus(
+        name,
+        num_bytes,
+        num_characters,
+        digest.hexdigest(),
+        train_characters=ends[0] if len(parts) > 1 else _position(num_characters, split),
+        split=split,
+        notice=None,
+        _read=lambda: chain.from_iterable(part() for part in parts),
+    )
+
+
+def _position(num_characters: int, split: SplitSettings) -> int:
+    return int((1 - split.validation_fraction) * num_characters)
+
+
+def _ended(pieces: Iterable[str]) -> Iterator[str]:
+    """Yields the text, and a newline if it does not end in one."""
+    piece = "\n"
+    for piece in pieces:
+        yield piece
+    if not piece.endswith("\n"):
+        yield "\n"
+
+
+def _shuffled_lines(read: Callable[[], Iterator[str]], split: SplitSettings) -> tuple[Iterator[str], Iterator[str]]:
+    """Returns the lines to train on and those to validate on."""
+    lines = [f"{line}\n" for line in "".join(_ended(read())).split("\n")[:-1]]
+    random.Random(split.split_seed).shuffle(lines)
+    cut = int((1 - split.validation_fraction) * len(lines))
+    return iter(lines[:cut]), iter(lines[cut:])
 
 
 def _rechunked(pieces: Iterable[str]) -> Iterator[str]:

@@ -5,12 +5,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
-from typing import NoReturn
+from typing import Any, NoReturn, get_args, get_type_hints
 
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import string_to_bool
 
 from minigpt.training.arguments import MiniGPTTrainingArguments
+from minigpt.training.corpus import SplitSettings
 
 # What a learner changes first, and what is said about it where the Trainer's own words are too many; the others are
 # shown by --help_all.
@@ -60,6 +61,45 @@ def training_parser(
         help="show every option, the stock training arguments too",
     )
     return parser
+
+
+def add_split_options(parser: argparse.ArgumentParser, *, show_all: bool) -> None:
+    """Add an option for each field of `SplitSettings`."""
+    default = SplitSettings()
+    options: dict[str, dict[str, Any]] = {
+        "validation_file": {
+            "nargs": "+",
+            "metavar": "FILE",
+            "help": "validate on this text and train on all of --data",
+        },
+        "validation_fraction": {
+            "type": float,
+            "metavar": "F",
+            "help": f"fraction of the text to hold back (default: {default.validation_fraction}, at its end)",
+        },
+        "split_by": {
+            "choices": get_args(get_type_hints(SplitSettings)["split_by"]),
+            "help": "line: shuffle the lines before the text is parted, for lists (default: position)",
+        },
+        "split_seed": {"type": int, "metavar": "N", "help": f"seed of that shuffle (default: {default.split_seed})"},
+    }
+    for name, settings in options.items():
+        if not show_all and name != "validation_file":
+            settings["help"] = argparse.SUPPRESS
+        spellings = [f"--{name}", f"--{name.replace('_', '-')}"]
+        parser.add_argument(*spellings, default=argparse.SUPPRESS, **settings).option_strings = spellings[:1]
+
+
+def pop_split(values: dict[str, Any]) -> SplitSettings:
+    """Take the options of `add_split_options` out of what was given.
+
+    Raises:
+        CorpusError: A value is impossible, or two exclude each other.
+    """
+    given = {field.name: values.pop(field.name) for field in fields(SplitSettings) if field.name in values}
+    if "validation_file" in given:
+        given["validation_file"] = tuple(given["validation_file"])
+    return SplitSettings(**given)
 
 
 def parse_options(

@@ -12,7 +12,7 @@ from minigpt.modeling_minigpt.generation_minigpt import lecture_generation_confi
 from minigpt.training.checkpoints import find_checkpoint
 from minigpt.training.command_line import parse_train_command
 from minigpt.training.completion import Run, describe_text, run_to_the_end
-from minigpt.training.corpus import Corpus, load_text
+from minigpt.training.corpus import Corpus, SplitSettings, load_text
 from minigpt.training.interruption import exit_130_if_interrupted
 from minigpt.training.output_folder import check_folder, check_room, check_same_model, check_same_text, clear_folder
 from minigpt.training.preparation import build_arguments, check_push
@@ -44,6 +44,7 @@ def train(
     preset: str = "seed",
     data: Any = None,
     *,
+    split: SplitSettings | None = None,
     device: str | None = None,
     overwrite: bool = False,
     vocabulary: Vocabulary | None = None,
@@ -55,6 +56,7 @@ def train(
     Args:
         preset: Name of a preset.
         data: What `load_text` takes; by default what it finds.
+        split: Settings of the validation split; by default the last tenth of the text.
         device: `cpu`, `cuda` or `mps`; by default the best there is.
         overwrite: Whether a run that the output folder already holds is replaced.
         vocabulary: What the tokens are; by default the text's characters.
@@ -86,9 +88,11 @@ def train(
         check_push(args, chosen.model_type)
     checkpoint = find_checkpoint(folder, args.resume_from_checkpoint) if resuming else None
 
-    corpus = load_text(data)
+    corpus = load_text(data, split=split)
+    if corpus.notice and is_main:
+        print(corpus.notice, flush=True)
     if checkpoint:
-        check_same_text(checkpoint, corpus.sha256)
+        check_same_text(checkpoint, corpus.split_sha256)
     with args.main_process_first() if args.world_size > 1 else nullcontext():
         tokenizer = vocabulary.learn(corpus)
         tokens = tokenize_corpus(corpus, tokenizer)
@@ -104,7 +108,7 @@ def train(
         args,
         tokens,
         characters_per_token=characters_per_token(corpus, tokens["validation"]),
-        text_sha256=corpus.sha256,
+        text_sha256=corpus.split_sha256,
         processing_class=tokenizer,
     )
     if is_main:
@@ -128,8 +132,6 @@ def _print_header(
 ) -> None:
     train, validation = (len(trainer.streams[split]) for split in ("train", "validation"))
     unit = "characters" if hasattr(tokenizer, "stoi") else "tokens"
-    if corpus.notice:
-        print(corpus.notice)
     print(f"preset  {preset.name}: {preset.description}")
     print(f"data    {corpus.name}: {train:,} {unit} to train on, {validation:,} to validate")
     print(f"model   {trainer.model.num_parameters():,} parameters, block of {trainer.block_size}")

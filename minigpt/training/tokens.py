@@ -21,7 +21,6 @@ from minigpt.training.token_files import open_splits, publish, writable_folder, 
 __all__ = ["ROW_TOKENS", "TokenStream", "tokenize_corpus"]
 
 ROW_TOKENS = 2**20  # one row for everything takes twenty times its size to build
-TRAIN_FRACTION = 0.9
 FORMAT = 1  # goes up when this file encodes otherwise than before, so that what older versions kept is not read
 
 
@@ -34,9 +33,9 @@ def tokenize_corpus(
 ) -> datasets.DatasetDict:
     """Encodes a text into memory-mapped splits, in little memory whatever the text's size.
 
-    The first `int(0.9 * n)` of the n characters are `train` and the others `validation`; nothing is shuffled across
-    the cut. The splits are kept under a key made of the text and the tokenizer, where a second call finds them, and
-    several processes may do so at the same time.
+    The first `corpus.train_characters` characters are `train` and the others `validation`. The splits are kept under a
+    key made of the text and the tokenizer, where a second call finds them, and several processes may do so at the same
+    time.
 
     Args:
         corpus: The text, from `load_text`.
@@ -67,7 +66,7 @@ def tokenize_corpus(
     staged = Path(tempfile.mkdtemp(dir=home, prefix="unfinished-"))
     try:
         digest = hashlib.sha256()
-        cut = int(TRAIN_FRACTION * corpus.num_characters)
+        cut = corpus.train_characters
         for split, start, stop in (("train", 0, cut), ("validation", cut, corpus.num_characters)):
             encoded = _encode(corpus, start, stop, tokenizer, digest)
             write_rows(staged / f"{split}.arrow", encoded, _dtype(tokenizer), row_tokens)
@@ -85,7 +84,7 @@ def tokenize_corpus(
 
 def training_text(corpus: Corpus) -> Iterator[str]:
     """Yields what the split `train` is made of, a chunk at a time: what may be known before anything is measured."""
-    return _part(corpus, 0, int(TRAIN_FRACTION * corpus.num_characters))
+    return _part(corpus, 0, corpus.train_characters)
 
 
 def characters_per_token(corpus: Corpus, split: datasets.Dataset) -> float:
@@ -95,7 +94,7 @@ def characters_per_token(corpus: Corpus, split: datasets.Dataset) -> float:
         corpus: The text that was encoded.
         split: `train` or `validation`, from `tokenize_corpus`.
     """
-    cut = int(TRAIN_FRACTION * corpus.num_characters)
+    cut = corpus.train_characters
     characters = cut if str(split.split) == "train" else corpus.num_characters - cut
     return characters / len(TokenStream(split))
 
@@ -163,5 +162,5 @@ def _cache_key(corpus: Corpus, tokenizer: Any, row_tokens: int) -> str | None:
     for left_by_the_last_call in ("truncation", "padding"):
         vocabulary.pop(left_by_the_last_call, None)
     by_character = hasattr(tokenizer, "encode_array")
-    parts = [FORMAT, corpus.sha256, vocabulary, by_character, row_tokens, TRAIN_FRACTION]
+    parts = [FORMAT, corpus.sha256, vocabulary, by_character, row_tokens, corpus.train_characters]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

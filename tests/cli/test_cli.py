@@ -168,7 +168,7 @@ def test_a_prompt_longer_than_the_block_is_cropped_and_said_once(
 def test_eval_prints_the_loss_over_every_next_character(
     trained: Path, text_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["eval", str(trained), "--data", str(text_file)]) == 0
+    assert main(["eval", str(trained), "--data", str(text_file), "--split", "validation"]) == 0
     printed = capsys.readouterr().out
     model = MiniGPTForCausalLM.from_pretrained(trained).eval()
     tokenizer = MiniGPTTokenizer.from_pretrained(trained)

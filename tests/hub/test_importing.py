@@ -496,7 +496,7 @@ def test_the_command_imports_and_what_it_imports_writes_and_is_measured(
     assert (config.hidden_act, config.num_attention_heads) == ("gelu", 3)
     assert main(["generate", "runs/lecture", "--prompt", "KING", "--max_new_tokens", "20"]) == 0
     assert len(capsys.readouterr().out) == 4 + 20 + 1
-    assert main(["eval", "runs/lecture", "--data", "input.txt"]) == 0
+    assert main(["eval", "runs/lecture", "--data", "input.txt", "--split", "validation"]) == 0
     assert "input.txt, validation split, 1,999 tokens: loss " in capsys.readouterr().out
 
 

@@ -74,5 +74,5 @@ def test_a_model_that_names_no_longest_text_writes_and_is_measured(
     (tmp_path / "my.txt").write_text(TEXT, encoding="utf-8", newline="\n")
     assert main(["generate", str(tmp_path / "bloom"), "--prompt", "What", "--max_new_tokens", "5"]) == 0
     assert capsys.readouterr().out.startswith("What")
-    assert main(["eval", str(tmp_path / "bloom"), "--data", str(tmp_path / "my.txt"), "--device", "cpu"]) == 0
+    assert main(["eval", str(tmp_path / "bloom"), "--data", str(tmp_path / "my.txt"), "--split", "validation"]) == 0
     assert "validation split, 299 tokens: loss " in capsys.readouterr().out

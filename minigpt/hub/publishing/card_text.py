@@ -59,7 +59,17 @@ def split_definition(saved: SavedFolder) -> str:
     train, held_back = (counts[split] for split in ("train", "validation"))
     if saved.is_instructed:
         return f"the last {held_back:,} of {train + held_back:,} conversations, a tenth of them"
-    return f"the last {held_back:,} of {train + held_back:,} {saved.unit}, the text's last tenth"
+    data = saved.run["data"]
+    split = data.get("split", {})
+    end = int((1 - split.get("validation_fraction", 0.1)) * data["characters"])
+    if split.get("split_by") == "line":
+        where = f"its lines shuffled with seed {split['split_seed']}"
+    elif data.get("train_characters", end) != end:
+        where = "which come from files of their own"
+    else:
+        fraction = split.get("validation_fraction", 0.1)
+        where = "the text's last tenth" if fraction == 0.1 else f"the text's last {fraction:.3g}"
+    return f"the last {held_back:,} of {train + held_back:,} {saved.unit}, {where}"
 
 
 def _summary(saved: SavedFolder) -> str:

@@ -8,10 +8,11 @@ from typing import Any
 
 from transformers.hf_argparser import string_to_bool
 
+from minigpt.training.corpus import SplitSettings
 from minigpt.training.finetuning.adapters import ALL_LINEAR, LoraSettings
 from minigpt.training.finetuning.instruction import InstructionSettings
 from minigpt.training.finetuning.quantization import BITS
-from minigpt.training.options import count_options, parse_options, training_parser
+from minigpt.training.options import add_split_options, count_options, parse_options, pop_split, training_parser
 
 _EPILOG = """\
 examples:
@@ -32,6 +33,7 @@ class FinetuneCommand:
     Attributes:
         model: A folder or a Hub id.
         data: Sources of text or the source of conversations; None for the default text.
+        split: Settings of a text's validation split.
         device: `cpu`, `cuda`, `mps`, or None for the best there is.
         overwrite: Whether a run that the output folder already holds is replaced.
         extend_vocabulary: Whether characters that the vocabulary lacks are added.
@@ -44,6 +46,7 @@ class FinetuneCommand:
 
     model: str
     data: Any = None
+    split: SplitSettings = field(default_factory=SplitSettings)
     device: str | None = None
     overwrite: bool = False
     extend_vocabulary: bool = False
@@ -64,6 +67,10 @@ def parse_finetune_command(argv: Sequence[str] | None = None) -> FinetuneCommand
     values = vars(given)
     names = ("model", "data", "device", "overwrite", "extend_vocabulary", "block_size", "load_in")
     command = FinetuneCommand(**{name: values.pop(name) for name in names if name in values})
+    try:
+        command.split = pop_split(values)
+    except ValueError as error:
+        parser.error(str(error))
     wants_lora, wants_sft = values.pop("lora", False), values.pop("sft", False)
     lora = {_LORA[name]: values.pop(name) for name in _LORA if name in values}
     instruction = {name: values.pop(name) for name in _INSTRUCTION if name in values}
@@ -73,6 +80,8 @@ def parse_finetune_command(argv: Sequence[str] | None = None) -> FinetuneCommand
     elif lora:
         parser.error("the options --lora_... describe an adapter and none was asked for; add --lora.")
     if wants_sft:
+        if command.split != SplitSettings():
+            parser.error("the options of the validation split are for a text; leave them out with --sft.")
         if command.data is None:
             parser.error("--sft learns from conversations; name them with --data FILE.jsonl, a Hub id or plays.")
         if len(command.data) > 1:
@@ -109,9 +118,10 @@ def build_parser(show_all: bool = False) -> argparse.ArgumentParser:
         "--data",
         nargs="+",
         metavar="TEXT",
-        help="text files, a folder, a Hub dataset, tiny_shakespeare or plays; with --sft a JSONL file, a Hub dataset "
-        "or plays",
+        help="text files, a pattern such as 'src/**/*.py', a folder, a Hub dataset, tiny_shakespeare or plays; with "
+        "--sft a JSONL file, a Hub dataset or plays",
     )
+    add_split_options(parser, show_all=show_all)
     add("--device", metavar="NAME", help="cpu, cuda or mps (default: the best there is)")
     add("--overwrite", action="store_true", help="replace the run that the output folder holds")
     _both(

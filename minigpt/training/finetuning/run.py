@@ -13,7 +13,7 @@ from minigpt.hub.publishing.saved_folder import ADAPTER
 from minigpt.training.arguments import MiniGPTTrainingArguments
 from minigpt.training.checkpoints import find_checkpoint
 from minigpt.training.completion import Run, describe_text, run_to_the_end
-from minigpt.training.corpus import Corpus, load_text
+from minigpt.training.corpus import Corpus, SplitSettings, load_text
 from minigpt.training.finetuning.adapters import LoraSettings, add_lora, check_same_adapter, describe_adapter
 from minigpt.training.finetuning.base_model import Base, check_causal, check_loss, choose_block_size, open_base
 from minigpt.training.finetuning.command_line import parse_finetune_command
@@ -79,6 +79,7 @@ def finetune(
     model: str | Path,
     data: Any = None,
     *,
+    split: SplitSettings | None = None,
     device: str | None = None,
     overwrite: bool = False,
     extend_vocabulary: bool = False,
@@ -93,6 +94,7 @@ def finetune(
     Args:
         model: A folder or a Hub id: a MiniGPT, or any other causal language model.
         data: What `load_text` takes; with `instruction`, what `load_conversations` takes.
+        split: Settings of a text's validation split; by default its last tenth.
         device: `cpu`, `cuda` or `mps`; by default the best there is.
         overwrite: Whether a run that the output folder already holds is replaced.
         extend_vocabulary: Whether characters that the vocabulary lacks are added to it; otherwise they are refused.
@@ -139,10 +141,12 @@ def finetune(
     if is_main:
         check_folder(folder, resuming=resuming, overwrite=overwrite)
     checkpoint = find_checkpoint(folder, args.resume_from_checkpoint) if resuming else None
-    corpus = None if instruction else load_text(data)
+    corpus = None if instruction else load_text(data, split=split)
+    if corpus and corpus.notice and is_main:
+        print(corpus.notice, flush=True)
     conversations = load_conversations(data) if instruction else None
     if checkpoint and corpus:
-        check_same_text(checkpoint, corpus.sha256)
+        check_same_text(checkpoint, corpus.split_sha256)
 
     set_seed(args.seed)
     base = open_base(
@@ -190,7 +194,7 @@ def finetune(
             tokens,
             characters_per_token=characters_per_token(corpus, tokens["validation"]),
             block_size=block_size,
-            text_sha256=corpus.sha256,
+            text_sha256=corpus.split_sha256,
             **shared,
         )
         described = describe_text(corpus, trainer)
@@ -269,8 +273,6 @@ def _print_header(
     if isinstance(learned, Corpus):
         train, validation = (len(trainer.streams[split]) for split in ("train", "validation"))
         unit = "characters" if hasattr(base.tokenizer, "stoi") else "tokens"
-        if learned.notice:
-            print(learned.notice)
         print(f"data    {learned.name}: {train:,} {unit} to train on, {validation:,} to validate")
     else:
         print(f"data    {learned.name}: {learned.in_words()}")
