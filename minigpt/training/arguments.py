@@ -1,11 +1,12 @@
 """What can be said about a training run: every stock argument, with defaults for small models, and a few of ours."""
 
+import os
 from dataclasses import dataclass, field, fields
 
 import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
-from transformers.utils import is_torch_bf16_gpu_available, is_torch_tf32_available
+from transformers.utils import is_torch_bf16_gpu_available, is_torch_tf32_available, is_torch_xla_available
 
 # Below these a run would fail after it has begun, or do nothing.
 _LEAST = {
@@ -106,8 +107,12 @@ class MiniGPTTrainingArguments(TrainingArguments):
         self.save_steps = self.save_steps or (5 * self.eval_steps if self.eval_steps >= 1 else self.eval_steps)
         if self.early_stopping_patience is not None:
             self.load_best_model_at_end = True
+        # Accelerate joins processes without an accelerator only if it is told that there is none.
+        if not torch.accelerator.is_available() and not is_torch_xla_available():
+            self.use_cpu: bool = True
         self._check_precision()
         super().__post_init__()
+        self._check_processes()
         if self.device.type != "cuda":
             self.dataloader_pin_memory = False
         # `accelerate launch --mixed_precision` says it in its own way.
@@ -130,11 +135,16 @@ class MiniGPTTrainingArguments(TrainingArguments):
                 )
         if self.tf32 and (self.use_cpu or not is_torch_tf32_available()):
             raise ValueError("tf32 is a precision of NVIDIA's GPUs since Ampere, and there is none here; leave it out.")
-        if self.bf16 and not self.use_cpu:
-            # The stock arguments look for a GPU unless they are told that there is none.
-            self.use_cpu: bool = not torch.accelerator.is_available()
-            if not self.use_cpu and not is_torch_bf16_gpu_available():
-                raise ValueError("bf16 is not among the precisions of this GPU; say fp16 instead, or use_cpu.")
+        if self.bf16 and not self.use_cpu and not is_torch_bf16_gpu_available():
+            raise ValueError("bf16 is not among the precisions of this GPU; say fp16 instead, or use_cpu.")
+
+    def _check_processes(self) -> None:
+        asked = int(os.environ.get("WORLD_SIZE", "1"))
+        if asked > 1 and self.world_size == 1:
+            raise ValueError(
+                f"the environment variable WORLD_SIZE is {asked} and this process would train by itself on "
+                f"{self.device.type}; start all processes with torchrun, say use_cpu, or unset WORLD_SIZE."
+            )
 
     def _check_recomputation(self) -> None:
         how = self.activation_checkpointing_kwargs or {}

@@ -5,6 +5,7 @@ import math
 from dataclasses import fields
 
 import pytest
+import torch
 from transformers import TrainingArguments
 
 from minigpt.cli import main
@@ -181,3 +182,20 @@ def test_arguments_survive_a_copy(arguments):
     copy = MiniGPTTrainingArguments(**{own.name: getattr(args, own.name) for own in fields(args) if own.init})
     assert copy.to_dict() == args.to_dict()
     assert isinstance(MiniGPTTrainingArguments().output_dir, str)
+
+
+def test_one_of_several_processes_that_would_train_alone_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    # An accelerator whose processes nothing joins, such as Apple's GPU, or a GPU that no launcher has started it on.
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    with pytest.raises(
+        ValueError,
+        match=r"^the environment variable WORLD_SIZE is 2 and this process would train by itself on \w+; "
+        r"start all processes with torchrun, say use_cpu, or unset WORLD_SIZE\.$",
+    ):
+        MiniGPTTrainingArguments(output_dir=str(tmp_path))
+
+
+def test_a_machine_without_accelerator_is_said_to_have_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert MiniGPTTrainingArguments(output_dir=str(tmp_path)).use_cpu
