@@ -139,7 +139,16 @@ class StagedTrainer(Trainer):
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
 
+    def _show_averaged_weights(self) -> None:
+        """Give the model the weights that a schedule-free optimizer averages; the next step takes them back.
+
+        The stock Trainer does so only in its own evaluation. Other optimizers have no such mode.
+        """
+        if callable(switch := getattr(self.optimizer, "eval", None)):
+            switch()
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self._show_averaged_weights()
         run_dir = Path(self._get_output_dir(trial))
         name = f"checkpoint-{self.state.global_step}"
         staged, final = run_dir / UNFINISHED / name, run_dir / name
@@ -223,6 +232,7 @@ class StagedTrainer(Trainer):
         super().log(logs, start_time and self._start_time)
 
     def _finalize_training(self, trial: Any, num_train_samples: Any, start_time: float) -> Any:
+        self._show_averaged_weights()  # before the best weights may be loaded in their place
         # At a limit of one, the stock Trainer deletes here whatever is not the best: what a run has just announced to
         # go on from among it.
         limit, self.args.save_total_limit = self.args.save_total_limit, None

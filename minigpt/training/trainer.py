@@ -113,6 +113,7 @@ class MiniGPTTrainer(PublishingTrainer):
         """Estimates the loss on both splits and writes a sample; given a dataset, does as transformers does."""
         if eval_dataset is not None or not self.estimates:
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        self._show_averaged_weights()
         losses = self.estimate()
         validation = Evaluation(losses["validation"], targets=1, characters=self.characters_per_token)
         metrics = {
