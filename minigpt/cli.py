@@ -333,7 +333,14 @@ def _report(error: Exception) -> int:
     from minigpt.tokenization.tokenization_minigpt import UnknownCharacterError
     from minigpt.training.presets import one_sentence
 
-    print(f"minigpt: {one_sentence(error)}", file=sys.stderr)
+    said = one_sentence(error)
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        name = str(error.filename)
+        shown = f"{name[:60]}... ({len(name):,} characters)" if len(name) > 200 else name
+        said = f"{shown} cannot be used ({error.strerror}); name another path, or make this one usable."
+    elif isinstance(error, ValueError) and said.startswith("embedded null"):
+        said = "a path holds a NUL character, which no name of a file can; give another path."
+    print(f"minigpt: {said}", file=sys.stderr)
     return 2 if isinstance(error, (UsageError, StrictDataclassError, UnknownCharacterError)) else 1
 
 

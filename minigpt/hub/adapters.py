@@ -226,7 +226,7 @@ def open_adapter(
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         # As PEFT's own loader does: the adapter brings the rows of the new tokens.
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    model = _add_adapter(model, folder, source)
+    model = _add_adapter(model, folder)
     if (folder / "generation_config.json").is_file():
         with opening(folder):
             model.generation_config = GenerationConfig.from_pretrained(folder)
@@ -301,7 +301,7 @@ def _load_base(place: str | Path, base: Base) -> PreTrainedModel:
         )
 
 
-def _add_adapter(model: PreTrainedModel, folder: Path, source: str | Path) -> Any:
+def _add_adapter(model: PreTrainedModel, folder: Path) -> Any:
     from peft import PeftModel
 
     try:
@@ -316,7 +316,7 @@ def _add_adapter(model: PreTrainedModel, folder: Path, source: str | Path) -> An
         raise
     except Exception as error:  # whatever PEFT makes of a config that is not what it expects
         raise UsageError(
-            f"the adapter in {source} does not fit the model that it is for{reason_of(error)}; train it again."
+            f"{folder / CONFIG} describes no adapter that fits the model it is for{reason_of(error)}; train it again."
         ) from error
 
 

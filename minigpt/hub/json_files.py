@@ -1,6 +1,8 @@
 """JSON files, read so that whatever is wrong with one is said in a sentence that names it."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,23 @@ def read_object(file: Path, remedy: str = AS_SAVED) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UsageError(f"{file} holds {kind_of(content)} and not an object; {remedy}.")
     return content
+
+
+@contextmanager
+def understanding(file: Path, remedy: str = AS_SAVED) -> Iterator[None]:
+    """Turn what Python raises while a block uses the content of a JSON file into one sentence that names the file.
+
+    Raises:
+        UsageError: A field is missing, or has a value of a wrong type.
+    """
+    try:
+        yield
+    except UsageError:
+        raise
+    except KeyError as error:
+        raise UsageError(f"{file} lacks {error}; {remedy}.") from error
+    except (TypeError, AttributeError, IndexError, ValueError, RecursionError) as error:
+        raise UsageError(f"{file} has a field whose value is of a wrong type; {remedy}.") from error
 
 
 def kind_of(value: Any) -> str:

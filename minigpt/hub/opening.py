@@ -1,6 +1,7 @@
 """A folder or a Hub repository opened, or refused in one sentence that names the file at fault and what to do."""
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -12,17 +13,16 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from minigpt.errors import UsageError
-from minigpt.hub.json_files import AS_SAVED, kind_of, read_object
+from minigpt.hub.json_files import AS_SAVED
+from minigpt.hub.saved_json import READ, check_json
 
-_INDEX = "model.safetensors.index.json"
-# What transformers reads of a model's folder. It takes a generation_config.json that is cut short for none.
-_READ = (
-    *("config.json", "generation_config.json", _INDEX),
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-)
+_OF_TYPES = (TypeError, AttributeError, LookupError, UnicodeError)
+_PYTHONS = re.compile(r"unpack|invalid literal|could not convert|object|embedded null")
+# Of a config's field, `@strict` says in Python's words what it expected.
+_FIELD = re.compile(r"Validation error for field '(\w+)'")
 # The messages of these are written for a person; those of the others speak of Python's or Rust's insides.
 _PLAIN = (OSError, SafetensorError, StrictDataclassError, ValueError)
 
@@ -94,8 +94,9 @@ def opening(
         if cached is None and isinstance(error, (OSError, HFValidationError)):
             raise OSError(f"{source} is neither a folder nor a {what} that the Hub gives out; {remedy}.") from error
         if "trust_remote_code" in str(error):
+            named_in = Path(source) / ("tokenizer_config.json" if what == "tokenizer" else "config.json")
             raise UsageError(
-                f"{source} is a {what} with code of its own, which no command runs; open it from Python instead."
+                f"{named_in} asks for code of its own, which no command runs; open it from Python instead."
             ) from error
         if cached is not None:
             check_json(cached)
@@ -103,31 +104,14 @@ def opening(
         raise UsageError(f"{at_fault} cannot be opened{reason_of(error)}; {AS_SAVED}.") from error
 
 
-def check_json(folder: Path) -> None:
-    """Refuse a folder one of whose JSON files is none.
-
-    Raises:
-        UsageError: A file that transformers reads is not JSON, or not an object.
-    """
-    for name in _READ:
-        if (folder / name).is_file():
-            content = read_object(folder / name)
-            if name == _INDEX:
-                _check_index(folder / name, content.get("weight_map"))
-
-
-def _check_index(file: Path, shards: object) -> None:
-    if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
-        raise UsageError(f"{file} maps no weights to files (its weight_map is {kind_of(shards)}); {AS_SAVED}.")
-    for shard in sorted(set(shards.values())):
-        if Path(shard).name != shard or not (file.parent / shard).is_file():
-            raise UsageError(f"{file} names {shard!r}, and there is no such file beside it; {AS_SAVED}.")
-
-
 def reason_of(error: BaseException) -> str:
     """Return the reason that a library gives, in parentheses, where it is one that a person can use."""
-    if not isinstance(error, _PLAIN) or isinstance(error, UnicodeError):
-        return " (it holds a value of a wrong type)" if isinstance(error, (TypeError, AttributeError, KeyError)) else ""
+    if isinstance(error, StrictDataclassError) and (field := _FIELD.search(str(error))):
+        return f" (its {field[1]} has a value that it cannot have)"
+    if isinstance(error, _OF_TYPES) or (isinstance(error, ValueError) and _PYTHONS.search(str(error))):
+        return " (it holds a value of a wrong type)"
+    if not isinstance(error, _PLAIN):
+        return ""
     return f" ({' '.join(str(error).split()).rstrip('.')[:300]})"
 
 
@@ -139,7 +123,7 @@ def _is_fault(error: BaseException) -> bool:
 def _cached(source: str | Path, revision: str | None) -> Path | None:
     """Return the folder of the cache that holds a Hub repository's files, if any have been downloaded."""
     try:
-        found = (try_to_load_from_cache(str(source), name, revision=revision) for name in _READ)
+        found = (try_to_load_from_cache(str(source), name, revision=revision) for name in READ)
         return next((Path(file).parent for file in found if isinstance(file, str)), None)
     except HFValidationError:
         return None
@@ -148,7 +132,7 @@ def _cached(source: str | Path, revision: str | None) -> Path | None:
 def _file_at_fault(folder: Path) -> Path | None:
     """Return the first file that cannot be used by itself, read as transformers reads it."""
     readers: dict[str, Callable[[], Any]] = {
-        "config.json": partial(AutoConfig.from_pretrained, folder, local_files_only=True),
+        "config.json": partial(_build, folder),
         "generation_config.json": partial(GenerationConfig.from_pretrained, folder),
         "tokenizer.json": partial(Tokenizer.from_file, str(folder / "tokenizer.json")),
         "tokenizer_config.json": partial(AutoTokenizer.from_pretrained, folder, local_files_only=True),
@@ -164,3 +148,10 @@ def _file_at_fault(folder: Path) -> Path | None:
                 raise
             return file
     return None
+
+
+def _build(folder: Path) -> None:
+    """Make the model that a config describes, without any weights."""
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    with torch.device("meta"):
+        AutoModelForCausalLM.from_config(config)

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 import minigpt
 from minigpt.errors import UsageError
+from minigpt.hub.json_files import AS_SAVED
 from minigpt.hub.opening import check_name, opening
 from minigpt.hub.weights import load_whole
 
@@ -123,6 +124,11 @@ def load_tokenizer(
         tokenizer.clean_up_tokenization_spaces = tokenizer.init_kwargs["clean_up_tokenization_spaces"] = False
         if not set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids):
             raise none
+        if hasattr(tokenizer, "stoi") and tokenizer.unk_token_id is None:
+            raise UsageError(
+                f"{Path(source) / 'tokenizer_config.json'} names no unk_token, which a vocabulary of characters needs; "
+                f"{AS_SAVED}."
+            )
     return tokenizer
 
 

@@ -1,17 +1,21 @@
 """Whole checkpoints: how to tell one, how to find the last, and which to keep."""
 
-import json
 import logging
 import re
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from transformers import TrainerState
 from transformers.trainer_pt_utils import safe_globals
 
+from minigpt.errors import UsageError
 from minigpt.hub.adapters import CONFIG as ADAPTER_CONFIG
 from minigpt.hub.adapters import WEIGHTS as ADAPTER_WEIGHTS
+from minigpt.hub.json_files import AS_SAVED, kind_of, parse_json, read_object
+from minigpt.hub.saved_json import check_json
 from minigpt.training.checksums import CHECKSUMS, changed_file
 
 logger = logging.getLogger(__name__)
@@ -82,9 +86,14 @@ def checkpoint_fault(checkpoint: Path) -> str | None:
         return changed and f"its {changed} is missing or damaged"
     for file in sorted({checkpoint / "trainer_state.json", *checkpoint.glob("*.json")}):
         try:
-            json.loads(file.read_text(encoding="utf-8"))
+            parse_json(file.read_bytes())
         except (OSError, ValueError):
             return f"its {file.name} is missing or damaged"
+    try:
+        check_json(checkpoint)
+        _check_state(checkpoint / "trainer_state.json")
+    except UsageError as error:
+        return str(error).partition(";")[0]
     if any(next(checkpoint.glob(pattern), None) for pattern in _SHARDED_STATES):
         return None
     weights = _weight_files(checkpoint)
@@ -111,12 +120,30 @@ def checkpoint_fault(checkpoint: Path) -> str | None:
     return None
 
 
+def _check_state(file: Path) -> None:
+    """Refuse a Trainer's state with a field that is not of the type it begins with.
+
+    Raises:
+        UsageError: One is not, or is no field of it.
+    """
+    begins = asdict(TrainerState()) | {"best_global_step": 0}
+    for name, value in read_object(file).items():
+        kind = type(begins.get(name))
+        # Numbers of steps may be parts of the run.
+        allowed = (int, float) if kind in (int, float) and not name.endswith("global_step") else kind
+        is_right = value is None or (isinstance(value, allowed) and (kind is bool or not isinstance(value, bool)))
+        if name not in begins or (begins[name] is not None and not is_right):
+            raise UsageError(f"its {file.name} has a {name} that is {kind_of(value)}; {AS_SAVED}.")
+        if name == "log_history" and not all(isinstance(entry, dict) for entry in value):
+            raise UsageError(f"its {file.name} has a {name} with an entry that is no object; {AS_SAVED}.")
+
+
 def _weight_files(checkpoint: Path) -> list[Path]:
     """The files of weights that are there, and those of which an index says that they should be."""
     shards = [
         checkpoint / shard
         for index in checkpoint.glob("*.safetensors.index.json")
-        for shard in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        for shard in read_object(index)["weight_map"].values()
     ]
     return sorted({*shards, *checkpoint.glob("*.safetensors")})
 
@@ -132,7 +159,7 @@ def _described_by(checkpoint: Path, weights: list[Path]) -> list[str]:
     if any("-of-" in file.name for file in whole):
         names.append("model.safetensors.index.json")
     settings = checkpoint / "tokenizer_config.json"
-    if settings.is_file() and json.loads(settings.read_text(encoding="utf-8")).get("backend") == "tokenizers":
+    if settings.is_file() and read_object(settings).get("backend") == "tokenizers":
         names.append("tokenizer.json")
     return names
 

@@ -10,6 +10,8 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from minigpt.hub.adapters import BASE_HASH
+from minigpt.hub.json_files import read_object, understanding
+from minigpt.hub.opening import opening
 from minigpt.hub.publishing.card import CARD, is_generated
 from minigpt.modeling_minigpt import configuration_minigpt
 from minigpt.training.checkpoints import SETTINGS, TEXT_HASH, UNFINISHED, all_checkpoints
@@ -133,7 +135,7 @@ def check_same_settings(checkpoint: Path, settings: Mapping[str, Any]) -> None:
         RunError: One of them differs. A checkpoint that keeps none is taken.
     """
     file = checkpoint / SETTINGS
-    began_with = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else settings
+    began_with = read_object(file) if file.is_file() else settings
     for name, value in settings.items():
         if began_with.get(name) != value:
             raise RunError(
@@ -150,13 +152,14 @@ def check_same_model(checkpoint: Path, config: PreTrainedConfig, tokenizer: Any)
     """
     if not (checkpoint / "config.json").is_file():
         raise RunError(f"{checkpoint} holds an adapter and no whole model; go on with --lora.")
-    kind = json.loads((checkpoint / "config.json").read_text(encoding="utf-8")).get("model_type")
+    kind = read_object(checkpoint / "config.json").get("model_type")
     if kind != config.model_type:
         raise RunError(
             f"{checkpoint} holds a model of type {kind!r} and this run trains one of type {config.model_type!r}; name "
             "the preset that it began with."
         )
-    saved = type(config).from_pretrained(checkpoint).to_dict()
+    with opening(checkpoint):
+        saved = type(config).from_pretrained(checkpoint).to_dict()
     ours = config.to_dict()
     own_fields = [name for name in type(config).__dataclass_fields__ if not hasattr(PreTrainedConfig, name)]
     for name in (name for name in own_fields if name != "use_cache"):
@@ -176,10 +179,10 @@ def check_same_vocabulary(checkpoint: Path, tokenizer: Any) -> None:
     """
     file = checkpoint / "tokenizer.json"
     if file.is_file() and hasattr(tokenizer, "backend_tokenizer"):
-        saved, ours = (
-            json.loads(text) for text in (file.read_text(encoding="utf-8"), tokenizer.backend_tokenizer.to_str())
-        )
-        if saved["model"]["vocab"] != ours["model"]["vocab"] or _added(saved) != _added(ours):
+        saved, ours = read_object(file), json.loads(tokenizer.backend_tokenizer.to_str())
+        with understanding(file):
+            is_same = saved["model"]["vocab"] == ours["model"]["vocab"] and _added(saved) == _added(ours)
+        if not is_same:
             raise RunError(
                 f"{checkpoint} has another vocabulary than this run; go on with the text and the kind of tokenizer "
                 "that it began with."

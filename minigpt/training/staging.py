@@ -18,6 +18,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from minigpt.hub.adapters import BASE_HASH, refuse_unfit_adapter
+from minigpt.hub.json_files import read_object, understanding
 from minigpt.hub.publishing.card import CARD
 from minigpt.hub.weights import check_files
 from minigpt.training.checkpoints import (
@@ -214,12 +215,13 @@ class StagedTrainer(Trainer):
         file = self._resumed_from and self._resumed_from / self._running_loss_file
         if not file or not file.is_file():
             return
-        running = json.loads(file.read_text(encoding="utf-8"))
-        self._tr_loss.fill_(running["loss"])
-        self._total_loss_scalar = running["loss_logged"]
-        self._globalstep_last_logged = running["last_logged_step"]
-        # The mean, the time and the speed at the end are those of the whole run.
-        self._started -= running["seconds"]
+        running = read_object(file)
+        with understanding(file):
+            self._tr_loss.fill_(running["loss"])
+            self._total_loss_scalar = float(running["loss_logged"])
+            self._globalstep_last_logged = int(running["last_logged_step"])
+            # The mean, the time and the speed at the end are those of the whole run.
+            self._started -= running["seconds"]
         self._initial_global_step = 0
 
     @property

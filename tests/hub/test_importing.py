@@ -263,7 +263,7 @@ def none_that_fits(tmp_path: Path) -> dict[str, Any]:
         (large_tokenizer, r"the tokenizer has 15 tokens and \S+ckpt\.pt 11 ids; give the one"),
         (no_tokenizer, r"given holds no tokenizer; give --tokenizer with the folder or Hub id of its own"),
         (config_alone, r"given holds no tokenizer; give --tokenizer with the folder or Hub id of its own"),
-        (tokenizer_of_code, r"given is a tokenizer with code of its own, which no command runs"),
+        (tokenizer_of_code, r"tokenizer_config.json asks for code of its own, which no command runs"),
         (both, r"--meta and --text both say what the ids stand for; give one"),
         (missing, r"input\.txt cannot be read: No such file"),
         (none, r"has 11 ids and does not say what they stand for; give --meta meta\.pkl, --text .* or --tokenizer"),

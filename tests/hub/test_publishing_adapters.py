@@ -339,7 +339,7 @@ def with_another_vocabulary(adapter: Path) -> None:
 DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "no task": (without_task, "adapter_config.json names no task_type, by which PEFT opens it; write CAUSAL_LM there."),
     "no tokenizer": (without_tokenizer, "holds no tokenizer; save it there"),
-    "other weights": (with_another_vocabulary, "does not fit the model that it is for"),
+    "other weights": (with_another_vocabulary, "are not those that its configuration describes"),
 }
 
 

@@ -275,7 +275,7 @@ def test_checkpoint_of_several_files_of_weights_needs_all_of_them_and_their_inde
     trainer.model.save_pretrained(checkpoint, max_shard_size=half + 1024)
     assert checkpoint_fault(checkpoint) is None
     (checkpoint / lost).unlink()
-    assert f"its {lost} is missing" in checkpoint_fault(checkpoint)
+    assert lost in checkpoint_fault(checkpoint)
 
 
 @pytest.mark.parametrize(

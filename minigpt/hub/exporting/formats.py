@@ -10,6 +10,7 @@ from minigpt.errors import UsageError
 from minigpt.hub.adapters import CONFIG, base_of, is_adapter
 from minigpt.hub.extras import require_extra
 from minigpt.hub.folders import check_output, staged_folder
+from minigpt.hub.json_files import read_object, understanding
 from minigpt.hub.loading_bars import no_progress_bars
 from minigpt.hub.stock.conversion import ARCHITECTURES, refuse_what_is_no_minigpt, save_stock, to_stock
 from minigpt.hub.trained import hub_has, open_trained
@@ -106,8 +107,9 @@ def _carry_run_over(adapter: str | Path, folder: Path) -> None:
         file = Path(cached) if isinstance(cached, str) else file
     if not file.is_file():
         return
-    run = json.loads(file.read_text(encoding="utf-8"))
-    if described := run.get("adapter"):
-        described["merged"] = True
-        run["model"]["parameters"] -= described["trainable"]
+    run = read_object(file)
+    with understanding(file):
+        if described := run.get("adapter"):
+            described["merged"] = True
+            run["model"]["parameters"] -= described["trainable"]
     (folder / "run.json").write_text(json.dumps(run, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

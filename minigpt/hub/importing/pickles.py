@@ -56,9 +56,7 @@ def load_checkpoint(path: Path) -> Any:
             ) from error
         if path.name == "meta.pkl":
             raise UsageError(f"{path} is a vocabulary; name the checkpoint, and this with --meta.") from error
-        raise UsageError(
-            f"{path} is damaged, or not a file that torch.save wrote ({type(error).__name__}); copy or save it again."
-        ) from error
+        raise UsageError(f"{path} is damaged, or not a file that torch.save wrote; copy or save it again.") from error
 
 
 def _open(path: Path) -> BinaryIO:

@@ -28,6 +28,7 @@ from minigpt.hub.importing.nanogpt import from_nanogpt, is_nanogpt
 from minigpt.hub.importing.pickles import load_checkpoint
 from minigpt.hub.importing.state_dicts import Weights, find_weights
 from minigpt.hub.importing.vocabularies import Vocabulary, find_tokenizer, fit_tokens, read_text
+from minigpt.hub.opening import opening
 from minigpt.hub.stock.conversion import import_stock
 from minigpt.hub.trained import hub_has, open_trained
 from minigpt.hub.weights import refuse_not_finite
@@ -126,7 +127,7 @@ def _weights_file(path: Path, source: str) -> Path | None:
 
 
 def _refuse_ours(source: str) -> None:
-    with suppress(OSError):  # what cannot be read is the business of whoever reads it
+    with suppress(OSError), opening(source):  # what is not there is the business of whoever reads it
         local_only = Path(source).is_dir() or not hub_has(source)
         config, _ = PreTrainedConfig.get_config_dict(source, local_files_only=local_only)
         if config.get("model_type") in _OURS:

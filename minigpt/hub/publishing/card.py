@@ -12,8 +12,9 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from minigpt.errors import UsageError
 from minigpt.hub.adapters import Base
+from minigpt.hub.json_files import understanding
 from minigpt.hub.publishing.card_text import card_text, split_definition
-from minigpt.hub.publishing.saved_folder import SavedFolder, read_saved_folder
+from minigpt.hub.publishing.saved_folder import PUT_BACK, SavedFolder, read_saved_folder
 
 CARD = "README.md"
 # What makes the Hub treat the model as one of its own, and is true of it whatever a person writes.
@@ -60,12 +61,9 @@ def model_card(
     folder = Path(folder)
     saved = read_saved_folder(folder, base)
     name = repository.rpartition("/")[2] if repository else folder.resolve().name
-    try:
+    with understanding(folder / ("config.json" if saved.run is None else "run.json"), PUT_BACK):
         metadata = _known(_metadata(saved, name))
         text = card_text(saved, name, repository or folder.as_posix())
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        file = folder / ("config.json" if saved.run is None else "run.json")
-        raise UsageError(f"{file} is not as it was written ({error!r}); put it back, or take it away.") from error
     theirs: dict[str, Any] = {}
     their_text = None
     for content, place in ((published, f"the card of {repository}"), (_standing(folder), str(folder / CARD))):

@@ -16,7 +16,7 @@ from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 import minigpt
 from minigpt.errors import UsageError
 from minigpt.hub.adapters import BASE_HASH, CONFIG, WEIGHTS, Base, base_sha256, open_adapter
-from minigpt.hub.json_files import read_object
+from minigpt.hub.json_files import read_object, understanding
 from minigpt.hub.loading_bars import no_progress_bars
 from minigpt.hub.opening import opening
 from minigpt.hub.publishing.saved_folder import SavedFolder, read_saved_folder
@@ -196,7 +196,8 @@ def _tokenizer_config(folder: Path) -> dict[str, Any] | None:
 def _whole_model(saved: SavedFolder, files: dict[str, Path], staging: Path) -> dict[str, Path]:
     """The code of a model that has been opened, and what else has to be another file than the folder's."""
     folder, model = saved.path, _open(saved, files)
-    code, missing = _code(folder, saved.config)
+    with understanding(folder / "config.json"):
+        code, missing = _code(folder, saved.config)
     if saved.is_ours and model is not None and (missing or not code):
         model.config.save_pretrained(staging)
         custom_object_save(model, staging)
@@ -216,7 +217,8 @@ def _open(saved: SavedFolder, files: dict[str, Path]) -> PreTrainedModel | None:
         if any(_matches(name, _OTHER_FORMATS) for name in files):
             return None
         raise UsageError(f"{folder} holds no model.safetensors; save the model there with save_pretrained.")
-    auto_class = getattr(transformers, saved.auto_class)
+    with understanding(folder / "config.json"):
+        auto_class = getattr(transformers, saved.auto_class)
     with no_progress_bars(), opening(folder):
         model = load_whole(auto_class.from_pretrained, folder, local_files_only=True, trust_remote_code=False)
     _refuse_what_does_not_fit(folder, model, tokenizer)

@@ -17,7 +17,7 @@ from minigpt.hub.adapters import (
     holds_whole_model,
     read_adapter_config,
 )
-from minigpt.hub.json_files import read_object
+from minigpt.hub.json_files import read_object, understanding
 from minigpt.hub.publishing.known_texts import KNOWN_TEXTS, KnownText
 
 # What a head is for: the Hub's task, and the class that opens it.
@@ -30,6 +30,7 @@ _HEADS = {
 }
 # What a repository of an adapter holds, where others hold a type of model.
 ADAPTER = "adapter"
+PUT_BACK = "put it back as it was, or take it away"
 
 
 @dataclass(frozen=True)
@@ -190,26 +191,34 @@ def read_saved_folder(path: Path, base: Base | None = None) -> SavedFolder:
     run, config, adapter = _read_json(path / "run.json"), _read_json(path / "config.json"), None
     if (path / CONFIG).is_file() and not holds_whole_model(path):
         adapter = read_adapter_config(path)
-        config = (run or {}).get("model", {}).get("config") or config_of_base(base_of(path))
+        with understanding(path / "run.json", PUT_BACK):
+            known = dict((run or {}).get("model", {}).get("config") or {})
+        config = known or config_of_base(base_of(path))
     if config is None:
         raise UsageError(f"the folder {path} holds no model: it has no config.json.")
     if base is not None:
         if adapter is not None:
             adapter |= {"base_model_name_or_path": base.name, "revision": base.revision}
         if run is not None and run.get("base"):
-            run["base"] |= {"name": base.name, "revision": base.revision}
-    return SavedFolder(
+            with understanding(path / "run.json", PUT_BACK):
+                run["base"] |= {"name": base.name, "revision": base.revision}
+    with understanding(path / "tokenizer.json"):
+        vocabulary = _read_vocabulary(path)
+    saved = SavedFolder(
         path=path,
         config=config,
         adapter=adapter,
         run=run,
         state=_read_json(path / "trainer_state.json"),
         text_hash=(_read_text(path / "text.sha256") or "").strip() or None,
-        vocabulary=_read_vocabulary(path),
+        vocabulary=vocabulary,
         parameters=_count_parameters(path, "model*.safetensors" if adapter is None else WEIGHTS),
         sample=_read_text(path / "sample.txt"),
         has_picture=(path / "loss.png").is_file(),
     )
+    with understanding(path / "run.json", PUT_BACK):
+        _ = saved.base, saved.is_instructed, saved.text_sha256
+    return saved
 
 
 def _read_text(file: Path) -> str | None:
@@ -217,7 +226,7 @@ def _read_text(file: Path) -> str | None:
 
 
 def _read_json(file: Path) -> dict[str, Any] | None:
-    return read_object(file, "put it back as it was, or take it away") if file.is_file() else None
+    return read_object(file, PUT_BACK) if file.is_file() else None
 
 
 def _read_vocabulary(path: Path) -> Vocabulary | None:

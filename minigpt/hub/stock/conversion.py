@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from minigpt.errors import UsageError
+from minigpt.hub.json_files import AS_SAVED
 from minigpt.hub.opening import opening
 from minigpt.hub.stock.architecture import NO_HEAD_BIAS, Architecture, Need, Weights, name_switches
 from minigpt.hub.stock.gpt2 import GPT2
@@ -101,6 +102,8 @@ def import_stock(
         settings, _ = PreTrainedConfig.get_config_dict(source, local_files_only=local_only)
         if settings.get("quantization_config"):
             raise UsageError(f"the weights of {source} are quantized; import the model that they were made of.")
+        if not isinstance(settings.get("model_type"), str):
+            raise UsageError(f"{Path(source) / 'config.json'} names no model_type; {AS_SAVED}.")
         model_class = _named_architecture(settings.get("model_type")).model_class
         config = model_class.config_class.from_dict(settings)
         _architecture_of(config).our_config(config)  # before the weights are loaded, which takes its time

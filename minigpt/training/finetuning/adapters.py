@@ -1,6 +1,5 @@
 """LoRA: small trainable matrices beside the frozen weights of a model (Hu et al. 2021, through PEFT)."""
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from transformers import PreTrainedModel
 from minigpt.errors import UsageError
 from minigpt.hub.adapters import CONFIG
 from minigpt.hub.extras import require_extra
+from minigpt.hub.json_files import read_object, understanding
 from minigpt.training.output_folder import RunError
 
 ALL_LINEAR = "all-linear"
@@ -141,16 +141,18 @@ def check_same_adapter(checkpoint: Path, adapted: Any) -> None:
     file = checkpoint / CONFIG
     if not file.is_file():
         raise RunError(f"{checkpoint} holds a whole model and no adapter; go on without --lora.")
-    saved, ours = json.loads(file.read_text(encoding="utf-8")), adapted.peft_config["default"]
+    saved, ours = read_object(file), adapted.peft_config["default"]
     for name, option in _SAME.items():
         if saved.get(name) != getattr(ours, name):
             raise RunError(
                 f"{checkpoint} has lora_{option} {saved.get(name)} and this run {getattr(ours, name)}; give the "
                 "options of the run that is to go on."
             )
-    if set(saved["target_modules"]) != set(ours.target_modules):
+    with understanding(file):
+        theirs = sorted(set(saved["target_modules"]))
+    if theirs != sorted(set(ours.target_modules)):
         raise RunError(
-            f"{checkpoint} has its adapter in {', '.join(sorted(saved['target_modules']))} and this run in "
+            f"{checkpoint} has its adapter in {', '.join(map(str, theirs))} and this run in "
             f"{', '.join(sorted(ours.target_modules))}; give the options of the run that is to go on."
         )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minigpt.hub.json_files import kind_of, parse_json
 from minigpt.training.text_files import CorpusError
 
 ROLES = ("system", "user", "assistant")
@@ -85,13 +86,10 @@ def _from_file(path: Path) -> Conversations:
         if not line.strip():
             continue
         try:
-            row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-        except UnicodeDecodeError as error:
-            raise CorpusError(f"{where} is not UTF-8 text; save the file as UTF-8.") from error
-        except json.JSONDecodeError as error:
-            raise CorpusError(
-                f"{where} is not JSON ({error.msg} at column {error.colno}); write one JSON object on each line."
-            ) from error
+            row = parse_json(line)
+        except ValueError as error:
+            remedy = "save the file as UTF-8" if "UTF-8" in str(error) else "write one JSON object on each line"
+            raise CorpusError(f"{where} {error}; {remedy}.") from error
         rows.append(_conversation(where, row))
     return Conversations(path.name, len(content), hashlib.sha256(content).hexdigest(), _not_empty(path.name, rows))
 
@@ -127,7 +125,7 @@ def _not_empty(name: str, rows: list[Conversation]) -> tuple[Conversation, ...]:
 
 def _conversation(where: str, row: Any) -> Conversation:
     if not isinstance(row, Mapping):
-        raise CorpusError(f"{where} is a JSON {type(row).__name__}, not an object; a row has {_SHAPES}.")
+        raise CorpusError(f"{where} is {kind_of(row)}, not an object; a row has {_SHAPES}.")
     if "messages" in row:
         turns = _turns(where, "messages", row["messages"])
         return _answered(where, turns, 0)
@@ -155,7 +153,7 @@ def _answered(where: str, turns: tuple[dict[str, str], ...], num_given: int) -> 
 
 def _turns(where: str, key: str, turns: Any) -> tuple[dict[str, str], ...]:
     if not isinstance(turns, list):
-        raise CorpusError(f"{where} has {key!r} of type {type(turns).__name__}; it is a list of turns.")
+        raise CorpusError(f"{where} has {key!r} that is {kind_of(turns)}; it is a list of turns.")
     for number, turn in enumerate(turns, start=1):
         if not isinstance(turn, Mapping) or not isinstance(turn.get("content"), str):
             raise CorpusError(f'{where}: turn {number} of {key!r} has no text; a turn has a "role" and a "content".')

@@ -16,6 +16,7 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from minigpt.errors import UsageError
+from minigpt.hub.json_files import read_object, understanding
 from minigpt.training.arguments import MiniGPTTrainingArguments
 from minigpt.training.batches import IGNORED
 from minigpt.training.evaluation import Evaluation, sum_of_losses
@@ -168,9 +169,10 @@ class InstructionTrainer(MiniGPTTrainer, SFTTrainer):
         super().restore_running_loss()
         file = self._resumed_from and self._resumed_from / _METRICS
         if file and file.is_file():
-            kept = json.loads(file.read_text(encoding="utf-8"))
-            self._total_train_tokens = kept["num_tokens"]
-            self._metrics["train"].update(kept["since_last_log"])
+            kept = read_object(file)
+            with understanding(file):
+                self._total_train_tokens = kept["num_tokens"]
+                self._metrics["train"].update(kept["since_last_log"])
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)

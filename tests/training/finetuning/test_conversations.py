@@ -113,9 +113,9 @@ def test_long_rows_are_refused_or_cut_and_counted(tmp_path: Path) -> None:
     ("row", "reason"),
     [
         ('{"messages": [', r"line 2 is not JSON \(.+ at column \d+\); write one JSON object on each line\.$"),
-        ("[1]", "line 2 is a JSON list, not an object"),
+        ("[1]", "line 2 is a list, not an object"),
         ({"text": "a"}, 'line 2 has \'text\'; a row has "messages", or "prompt" and "completion"'),
-        ({"messages": "a"}, "line 2 has 'messages' of type str; it is a list of turns"),
+        ({"messages": "a"}, "line 2 has 'messages' that is a string; it is a list of turns"),
         ({"messages": [{"role": "user"}]}, "line 2: turn 1 of 'messages' has no text"),
         (
             {"messages": [{"role": "king", "content": "a"}]},
