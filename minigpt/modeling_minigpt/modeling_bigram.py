@@ -58,16 +58,27 @@ class BigramModel(PreTrainedModel):
             past_key_values: Handed back untouched; nothing is stored in it.
             inputs_embeds: Rows looked up already, (batch, seq, vocab_size), in place of `input_ids`.
             use_cache: Accepted and without effect.
-            **kwargs: Accepted and without effect.
+            **kwargs: `output_hidden_states`; anything else is accepted and without effect.
 
         Returns:
-            The rows as `last_hidden_state`, (batch, seq, vocab_size).
+            The rows as `last_hidden_state`, (batch, seq, vocab_size), and on request as the one entry of
+            `hidden_states`.
 
         Raises:
             ValueError: If not exactly one of `input_ids` and `inputs_embeds` is given.
         """
         rows = self.look_up(input_ids, inputs_embeds)  # (batch, seq, vocab)
-        return BaseModelOutputWithPast(last_hidden_state=rows, past_key_values=past_key_values)
+        hidden_states = self.record(rows, **kwargs)
+        return BaseModelOutputWithPast(
+            last_hidden_state=rows, past_key_values=past_key_values, hidden_states=hidden_states
+        )
+
+    def record(
+        self, rows: torch.Tensor, output_hidden_states: bool | None = None, **kwargs: Any
+    ) -> tuple[torch.Tensor] | None:
+        """Returns the hidden states if they were asked for: the rows only, as there are no layers after them."""
+        asked = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        return (rows,) if asked else None
 
     def look_up(self, input_ids: torch.LongTensor | None, inputs_embeds: torch.FloatTensor | None) -> torch.Tensor:
         """The tokens' rows, (batch, seq, vocab_size), or those that were looked up already."""
@@ -128,10 +139,10 @@ class BigramForCausalLM(BigramModel, UnboundedGenerationMixin, GenerationMixin):
             labels: Targets, int64 (batch, seq), shifted inside unless `shift_labels` is given too; -100 is left out.
             use_cache: See there.
             logits_to_keep: The last so many positions (0 for all), or a tensor of positions.
-            **kwargs: For the loss: `shift_labels`, `num_items_in_batch`.
+            **kwargs: `output_hidden_states`; for the loss: `shift_labels`, `num_items_in_batch`.
 
         Returns:
-            The loss if there were labels, and the logits (batch, kept, vocab_size).
+            The loss if there were labels, the logits (batch, kept, vocab_size), and on request `hidden_states`.
 
         Raises:
             ValueError: If not exactly one of `input_ids` and `inputs_embeds` is given.
@@ -141,7 +152,9 @@ class BigramForCausalLM(BigramModel, UnboundedGenerationMixin, GenerationMixin):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+        return CausalLMOutputWithPast(
+            loss=loss, logits=logits, past_key_values=past_key_values, hidden_states=self.record(rows, **kwargs)
+        )
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:

@@ -257,6 +257,24 @@ def test_rows_already_looked_up_give_the_same_logits_and_text(model):
     assert generated.tolist() == lecture_loop(model, ids, 5)[:, 3:].tolist()
 
 
+@pytest.mark.parametrize("where", ["call", "config"])
+def test_hidden_states_are_the_rows_as_there_are_no_layers(model, where):
+    ids = torch.tensor([[3, 1, 5, 2]])
+    rows = model.token_embedding_table.weight[ids]
+    asked = {"output_hidden_states": True} if where == "call" else {}
+    model.config.output_hidden_states = where == "config"
+    base = BigramModel(model.config)
+    base.load_state_dict(model.state_dict())
+
+    for whole in (model, base):
+        (hidden_states,) = whole(ids, **asked).hidden_states
+        assert torch.equal(hidden_states, rows)
+        assert whole(ids, output_hidden_states=False).hidden_states is None
+    assert len(model(ids, labels=ids, logits_to_keep=0, return_dict=False, **asked)) == 3
+    text = model.generate(ids, max_new_tokens=2, return_dict_in_generate=True, output_hidden_states=True)
+    assert [[states.shape for states in step] for step in text.hidden_states][-1] == [(1, 1, VOCAB)]
+
+
 @pytest.mark.parametrize("both", [True, False])
 def test_exactly_one_kind_of_input_is_taken(model, both):
     ids = torch.tensor([[1]])
