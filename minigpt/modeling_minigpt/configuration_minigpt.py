@@ -1,5 +1,6 @@
 """The description of a MiniGPT: the lecture's GPT by default, one typed field for each step towards today's models."""
 
+import math
 import os
 from difflib import get_close_matches
 from typing import Any, Literal
@@ -51,6 +52,13 @@ class NameCheckingConfig(PreTrainedConfig):
                 continue
             if meant := get_close_matches(key, [*fields, *self.attribute_map], n=1, cutoff=0.8):
                 raise TypeError(f"{type(self).__name__} has no field {key!r}; did you mean {meant[0]}?")
+
+    def validate_finite(self) -> None:
+        """Refuses numbers that are infinite or none, in every field and among the rotary parameters."""
+        numbers = {name: getattr(self, name, None) for name in type(self).__dataclass_fields__}
+        for name, value in {**numbers, **(numbers.get("rope_parameters") or {})}.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name} must be a finite number, got {value}.")
 
 
 @strict

@@ -1,7 +1,10 @@
 """What can be said about a training run: every stock argument, with defaults for small models, and a few of ours."""
 
+import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
@@ -23,10 +26,17 @@ _LEAST = {
     "learning_rate": 0,
     "weight_decay": 0,
     "max_grad_norm": 0,
+    "adam_beta1": 0,
+    "adam_beta2": 0,
+    "adam_epsilon": 0,
+    "label_smoothing_factor": 0,
+    "neftune_noise_alpha": 0,
+    "eval_delay": 0,
     "seed": 0,
     "data_seed": 0,
 }
 _ABOVE_0 = ("eval_steps", "num_train_epochs")
+_BELOW_1 = ("adam_beta1", "adam_beta2", "label_smoothing_factor")
 _LARGEST_SEED = 2**32 - 1  # NumPy's
 _RENAMED = {
     "gradient_checkpointing": "activation_checkpointing",
@@ -113,6 +123,7 @@ class MiniGPTTrainingArguments(TrainingArguments):
         self._check_precision()
         super().__post_init__()
         self._check_processes()
+        _refuse_non_finite(self.lr_scheduler_kwargs or {})  # which may have been JSON until now
         if self.device.type != "cuda":
             self.dataloader_pin_memory = False
         # `accelerate launch --mixed_precision` says it in its own way.
@@ -157,14 +168,18 @@ class MiniGPTTrainingArguments(TrainingArguments):
             raise ValueError(f"every_n_layers of gradient_checkpointing_kwargs must be at least 1, got {every!r}.")
 
     def _check_ranges(self) -> None:
+        _refuse_non_finite(vars(self))
         for name, least in _LEAST.items():
             value = getattr(self, name)
-            if value is not None and not value >= least:  # so that nan is refused too
+            if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}.")
         for name in _ABOVE_0:
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if value is not None and value <= 0:
                 raise ValueError(f"{name} must be above 0, got {value}.")
+        for name in _BELOW_1:
+            if getattr(self, name) >= 1:
+                raise ValueError(f"{name} must be below 1, got {getattr(self, name)}.")
         for name in ("eval_steps", "logging_steps", "save_steps"):
             value = getattr(self, name)
             if value is not None and value > 1 and value % 1:
@@ -174,3 +189,9 @@ class MiniGPTTrainingArguments(TrainingArguments):
         for name in ("seed", "data_seed"):
             if (getattr(self, name) or 0) > _LARGEST_SEED:
                 raise ValueError(f"{name} must be at most {_LARGEST_SEED}, got {getattr(self, name)}.")
+
+
+def _refuse_non_finite(numbers: Mapping[str, Any]) -> None:
+    for name, value in numbers.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number, got {value}.")

@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import math
 import pickle
 from dataclasses import fields
 
@@ -362,3 +363,25 @@ def test_rotary_parameters_default_to_the_papers_theta():
     assert MiniGPTConfig(**ROPE).rope_parameters == {"rope_type": "default", "rope_theta": 10000.0}
     assert MiniGPTConfig(rope_theta=500.0, **ROPE).rope_parameters["rope_theta"] == 500.0
     assert MiniGPTConfig().rope_parameters is None
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    ("config_class", "name"),
+    [
+        (config_class, field.name)
+        for config_class in (MiniGPTConfig, BigramConfig)
+        for field in fields(config_class)
+        if "float" in str(field.type) and not hasattr(PreTrainedConfig, field.name) and field.name != "rope_parameters"
+    ],
+)
+def test_number_that_is_not_finite_is_refused_in_every_field(config_class, name, value):
+    with pytest.raises(StrictDataclassClassValidationError, match=f"{name} must be .*, got {value}"):
+        config_class(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["rope_theta", "factor"])
+def test_number_that_is_not_finite_is_refused_among_the_rotary_parameters(name):
+    rotary = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0, name: math.inf}
+    with pytest.raises(StrictDataclassClassValidationError, match=f"{name} must be a finite number, got inf"):
+        MiniGPTConfig(position_embedding_type="rope", rope_parameters=rotary)

@@ -125,7 +125,9 @@ def test_early_stopping_is_one_flag(arguments):
         *(("eval_interval", 0, 1), ("eval_iters", 0, 1), ("sample_length", -1, 0), ("early_stopping_patience", 0, 1)),
         *(("per_device_train_batch_size", 0, 1), ("per_device_eval_batch_size", 0, 1)),
         *(("gradient_accumulation_steps", 0, 1), ("logging_steps", -1, 0), ("save_steps", -1, 0)),
-        *(("warmup_steps", -1, 0), ("learning_rate", -0.1, 0), ("learning_rate", math.nan, 0)),
+        *(("warmup_steps", -1, 0), ("learning_rate", -0.1, 0)),
+        *(("adam_beta1", -0.1, 0), ("adam_beta2", -0.1, 0), ("adam_epsilon", -1e-9, 0), ("eval_delay", -1, 0)),
+        *(("label_smoothing_factor", -0.1, 0), ("neftune_noise_alpha", -1, 0)),
         *(("weight_decay", -0.1, 0), ("max_grad_norm", -1, 0), ("seed", -1, 0), ("data_seed", -1, 0)),
     ],
 )
@@ -144,6 +146,9 @@ def test_number_below_its_least_is_refused_by_name(arguments, name, value, least
         ("eval_steps", -0.5, "above 0"),
         ("eval_steps", 10.5, "a whole number, or below 1 a part of the run"),
         ("num_train_epochs", 0, "above 0"),
+        ("adam_beta1", 1.0, "below 1"),
+        ("adam_beta2", 1.5, "below 1"),
+        ("label_smoothing_factor", 1.0, "below 1"),
         ("seed", 2**32, "at most 4294967295"),
         ("data_seed", 2**32, "at most 4294967295"),
     ],
@@ -199,3 +204,20 @@ def test_one_of_several_processes_that_would_train_alone_is_refused(tmp_path, mo
 def test_a_machine_without_accelerator_is_said_to_have_none(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     assert MiniGPTTrainingArguments(output_dir=str(tmp_path)).use_cpu
+
+
+FLOATS = [field.name for field in fields(MiniGPTTrainingArguments) if "float" in str(field.type)]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", FLOATS)
+def test_number_that_is_not_finite_is_refused_in_every_field_that_takes_floats(arguments, name, value):
+    assert len(FLOATS) > 10
+    with pytest.raises(ValueError, match=rf"^{name} must be a finite number, got {value}\.$"):
+        arguments(**{name: value})
+
+
+@pytest.mark.parametrize("given", [{"min_lr": math.nan}, '{"min_lr": NaN}'])
+def test_number_that_is_not_finite_is_refused_among_those_of_the_schedule(arguments, given):
+    with pytest.raises(ValueError, match=r"^min_lr must be a finite number, got nan\.$"):
+        arguments(lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs=given)
