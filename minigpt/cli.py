@@ -59,7 +59,6 @@ def generate(argv: Sequence[str]) -> None:
     parser.add_argument("--stream", action="store_true", help="show the text while it is made")
     _add_sampling(parser)
     arguments = parser.parse_args(argv)
-    _check_sampling(parser, arguments)
     with _calm():
         _generate(arguments)
 
@@ -97,7 +96,6 @@ def chat(argv: Sequence[str]) -> None:
     parser.add_argument("--system", default=None, metavar="TEXT", help="what the model is told before you speak")
     _add_sampling(parser)
     arguments = parser.parse_args(argv)
-    _check_sampling(parser, arguments)
     with _calm():
         from transformers import set_seed
 
@@ -263,7 +261,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments without the program's name; those of the process by default.
 
     Returns:
-        The exit status: 0, 1 if it could not be done, 2 if it was asked wrongly, 130 if it was interrupted.
+        The exit status: 0, 1 if it could not be done, 2 if it was asked wrongly, 130 if it was interrupted,
+        143 if it was terminated.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     # After the command it is a training argument of transformers.
@@ -272,6 +271,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A console that lacks a character shows a stand-in for it: a run must not end with an error over that.
         sys.stdout.reconfigure(errors="replace")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # nor a chat over a byte that is no text
     if not arguments or arguments[0] in ("-h", "--help"):
         print(HELP, end="")
         return 0 if arguments else 2
@@ -372,20 +373,17 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max_new_tokens", type=_positive, default=500, metavar="N", help="how many (default: 500)")
     parser.add_argument(
         "--temperature",
-        type=float,
+        type=_temperature,
         default=None,
         metavar="T",
         help="below 1 bolder, 0 greedy (default: the model's own; 1 if it has none)",
     )
-    parser.add_argument("--top_k", type=int, default=0, metavar="K", help="only from the K likeliest (default: 0, all)")
-    parser.add_argument("--top_p", type=float, default=1.0, metavar="P", help="only from the likeliest that make up P")
-    parser.add_argument("--seed", type=int, default=None, help="the same seed writes the same text")
+    parser.add_argument(
+        "--top_k", type=_not_negative, default=0, metavar="K", help="only from the K likeliest (default: 0, all)"
+    )
+    parser.add_argument("--top_p", type=_share, default=1.0, metavar="P", help="only from the likeliest that make up P")
+    parser.add_argument("--seed", type=_seed, default=None, help="the same seed writes the same text")
     parser.add_argument("--device", default=None, help="cuda, mps or cpu (default: the best there is)")
-
-
-def _check_sampling(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    if (arguments.temperature or 0) < 0 or not 0 < arguments.top_p <= 1 or arguments.top_k < 0:
-        parser.error("--temperature and --top_k must be at least 0, and --top_p above 0 and at most 1")
 
 
 def _sampling(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -398,6 +396,41 @@ def _sampling(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text}")
+    return _whole(text, 1)
+
+
+def _not_negative(text: str) -> int:
+    return _whole(text, 0)
+
+
+def _seed(text: str) -> int:
+    return _whole(text, 0, 2**32 - 1)  # NumPy's largest
+
+
+def _whole(text: str, least: int, most: int | None = None) -> int:
+    if not text.isdecimal() or int(text) < least or (most is not None and int(text) > most):
+        limits = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise argparse.ArgumentTypeError(f"must be a whole number {limits}, got {text}")
     return int(text)
+
+
+def _temperature(text: str) -> float:
+    # Logits divided by less, or by more, are no longer finite, or all alike, in float32.
+    value = _number(text)
+    if value != 0 and not 1e-6 <= value <= 1e6:
+        raise argparse.ArgumentTypeError(f"must be 0, or from 1e-06 to 1e+06, got {text}")
+    return value
+
+
+def _share(text: str) -> float:
+    value = _number(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, got {text}")
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from None

@@ -89,6 +89,27 @@ def test_asking_wrongly_exits_2_and_says_why(argv: list[str], capsys: pytest.Cap
     assert (output.err or output.out).strip()
 
 
+@pytest.mark.parametrize("command", ["generate", "chat"])
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [
+        ("--temperature", ["inf", "nan", "1e-45", "-1", "1e30", "hot"]),
+        ("--top_p", ["0", "1.1", "nan"]),
+        ("--top_k", ["-1", "1.5", "nan"]),
+        ("--seed", ["-1", "4294967296", "1.0"]),
+        ("--max_new_tokens", ["0", "-3", "inf"]),
+    ],
+)
+def test_impossible_sampling_is_refused_by_name_and_value_before_a_model_is_looked_for(
+    command: str, option: str, values: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for value in values:
+        assert main([command, "no/such/model", option, value]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"minigpt {command}: argument {option}: must be ")
+        assert value in said
+
+
 def test_a_prompt_is_continued(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", str(trained), "--prompt", "To be", "--max_new_tokens", "30"]) == 0
     text = capsys.readouterr().out

@@ -442,6 +442,19 @@ def test_a_bigram_and_a_vocabulary_of_pairs_go_on_with_a_text_too(talk: Talk) ->
     assert talk(model, pairs, "grüße", max_new_tokens=6)[0].removesuffix("\n") == expected.removesuffix("\n")
 
 
+def test_a_byte_that_is_no_text_ends_no_chat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = MiniGPTTokenizer.from_text("ab")
+    save(tmp_path, build(tokenizer), tokenizer)
+    typed = io.TextIOWrapper(io.BytesIO(b"a\xffb\nab\n"), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", typed)
+    assert main(["chat", str(tmp_path), "--max_new_tokens", "3", "--temperature", "0", "--device", "cpu"]) == 0
+    output = capsys.readouterr()
+    assert "\ufffd" in output.err
+    assert output.out.strip()
+
+
 # In a terminal.
 
 
