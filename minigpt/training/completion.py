@@ -71,7 +71,7 @@ def run_to_the_end(
     Raises:
         FloatingPointError: The training has diverged; its checkpoints from before are still there.
         PushFailed: The Hub did not take the run, all of which is saved.
-        TrainingInterrupted: Ctrl-C was pressed; a checkpoint has been saved.
+        TrainingInterrupted: Ctrl-C was pressed, or SIGTERM came; a checkpoint has been saved.
     """
     _train_until_interrupted(trainer, checkpoint)
     args, state, network = trainer.args, trainer.state, without_autocast(trainer.model).eval()
@@ -133,11 +133,12 @@ def _train_until_interrupted(trainer: MiniGPTTrainer, checkpoint: Path | None) -
     with interrupt if trainer.args.world_size == 1 else nullcontext():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     step = trainer.state.global_step
-    if interrupt.requested and step < trainer.state.max_steps:
+    if interrupt.received is not None and step < trainer.state.max_steps:
         saved = Path(trainer.args.output_dir) / f"checkpoint-{step}"
         raise TrainingInterrupted(
             f"Stopped after step {step}; the checkpoint is {saved}. Go on with the same command and "
-            "--resume_from_checkpoint."
+            "--resume_from_checkpoint.",
+            interrupt.received,
         )
 
 

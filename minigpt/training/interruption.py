@@ -1,4 +1,4 @@
-"""Ctrl-C while a model trains: the step is finished and kept, and a second Ctrl-C is obeyed at once."""
+"""Ctrl-C or SIGTERM while a model trains: the step is finished and saved, and a second signal is obeyed at once."""
 
 import signal
 import sys
@@ -9,49 +9,65 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+# What a terminal sends for Ctrl-C, and what a cluster or a container sends before it kills.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """The training was stopped by Ctrl-C after a checkpoint; the message says where that is and how to go on."""
+    """The training was stopped by a signal after a checkpoint; the message says where that is and how to go on.
+
+    Attributes:
+        signal_number: The signal.
+    """
+
+    def __init__(self, message: str, signal_number: int = signal.SIGINT) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number
 
 
 @contextmanager
-def exit_130_if_interrupted() -> Iterator[None]:
-    """Ends a command that was interrupted as a shell expects it, with what there is to say about it."""
+def exit_if_interrupted() -> Iterator[None]:
+    """Ends a command that was interrupted as a shell expects it, with what there is to say about it.
+
+    Raises:
+        SystemExit: 130 after Ctrl-C, 143 after SIGTERM.
+    """
     try:
         yield
     except TrainingInterrupted as interruption:
         print(interruption, file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(128 + interruption.signal_number) from None
 
 
 class StopOnInterrupt(TrainerCallback):
-    """Within its context, Ctrl-C ends the training after the current step, with a checkpoint.
+    """Within its context, Ctrl-C and SIGTERM end the training after the current step, with a checkpoint.
 
     Outside the main thread, where Python takes no signals, it does nothing.
 
     Attributes:
-        requested: Whether Ctrl-C was pressed.
+        received: The signal that came, if one did.
     """
 
     def __init__(self) -> None:
-        self.requested = False
-        self._previous: Any = None
+        self.received: int | None = None
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopOnInterrupt":
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._on_signal)
+            self._previous = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Asks the Trainer to save and stop."""
-        if self.requested:
+        if self.received is not None:
             control.should_save = control.should_training_stop = True
 
-    def _on_signal(self, *signal_and_frame: Any) -> None:
-        self.requested = True
+    def _on_signal(self, number: int, frame: Any) -> None:
+        self.received = number
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         print("\nSaving a checkpoint; press Ctrl-C again to stop at once.", file=sys.stderr, flush=True)

@@ -13,7 +13,7 @@ from minigpt.training.checkpoints import find_checkpoint
 from minigpt.training.command_line import parse_train_command
 from minigpt.training.completion import Run, describe_text, run_to_the_end
 from minigpt.training.corpus import Corpus, SplitSettings, load_text
-from minigpt.training.interruption import exit_130_if_interrupted
+from minigpt.training.interruption import exit_if_interrupted
 from minigpt.training.output_folder import check_folder, check_room, check_same_model, check_same_text, clear_folder
 from minigpt.training.preparation import build_arguments, check_push
 from minigpt.training.presets import MODEL_CLASSES, Preset, get_preset
@@ -30,13 +30,13 @@ def main_train(argv: Sequence[str] | None = None) -> None:
     """`minigpt train`.
 
     Raises:
-        SystemExit: 2 if it was asked wrongly, 130 if it was stopped by Ctrl-C.
+        SystemExit: 2 if it was asked wrongly, 130 if it was stopped by Ctrl-C, 143 by SIGTERM.
         UsageError: An argument has an impossible value; the message is one sentence.
         ValueError: It could not be done, likewise.
         FloatingPointError: The training has diverged.
     """
     command = parse_train_command(argv)
-    with exit_130_if_interrupted():
+    with exit_if_interrupted():
         train(**vars(command) | {"vocabulary": Vocabulary(**command.vocabulary)})
 
 
@@ -72,7 +72,7 @@ def train(
             other text or folder would help. One sentence says what.
         PushFailed: The Hub did not take the run; before any work if that can be known, else when all of it is saved.
         FloatingPointError: The training has diverged; its checkpoints from before are still there.
-        TrainingInterrupted: Ctrl-C was pressed; a checkpoint has been saved.
+        TrainingInterrupted: Ctrl-C was pressed, or SIGTERM came; a checkpoint has been saved.
     """
     chosen = get_preset(preset)
     chosen.build_config(**(model or {}))  # impossible values are refused before anything is read

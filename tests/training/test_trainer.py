@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from minigpt.cli import main
 from minigpt.training.batches import RandomCrops, blocks
-from minigpt.training.checkpoints import all_checkpoints
+from minigpt.training.checkpoints import all_checkpoints, checkpoint_fault
 from minigpt.training.interruption import TrainingInterrupted
 from minigpt.training.presets import get_preset
 from minigpt.training.run import main_train
@@ -238,12 +239,12 @@ def test_text_shorter_than_a_block_is_refused(build_model, arguments, tokens):
 # -- Ctrl-C --
 
 
-def press_ctrl_c(at_step, times=1):
+def press_ctrl_c(at_step, times=1, number=signal.SIGINT):
     class Person(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
             if state.global_step == at_step:
                 for _ in range(times):
-                    signal.raise_signal(signal.SIGINT)
+                    signal.raise_signal(number)
 
     return Person()
 
@@ -287,6 +288,21 @@ def test_ctrl_c_saves_a_checkpoint_says_where_and_exits_130(options, tmp_path, m
         rtol=0,
         atol=0,
     )
+
+
+def test_sigterm_saves_a_checkpoint_and_exits_143(options, tmp_path, monkeypatch, capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patched:
+        interrupt(patched, at_step=6, number=signal.SIGTERM)
+        assert main(["train", *options]) == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert f"Stopped after step 7; the checkpoint is {tmp_path / 'run' / 'checkpoint-7'}." in capsys.readouterr().err
+    assert checkpoint_fault(tmp_path / "run" / "checkpoint-7") is None
+    with monkeypatch.context() as patched:
+        interrupt(patched, at_step=2, number=signal.SIGTERM)
+        again = ["--data", options[1], "--output_dir", str(tmp_path / "tuned"), "--max_steps", "5", "--device", "cpu"]
+        assert main(["finetune", str(tmp_path / "run" / "checkpoint-7"), *again]) == 143
+    assert checkpoint_fault(tmp_path / "tuned" / "checkpoint-3") is None
 
 
 def test_second_ctrl_c_stops_at_once(options, tmp_path, monkeypatch):

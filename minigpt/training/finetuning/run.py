@@ -28,7 +28,7 @@ from minigpt.training.finetuning.plays_task import PLAYS_TRAINING
 from minigpt.training.finetuning.quantization import check_bits
 from minigpt.training.finetuning.vocabulary import extend_vocabulary as extend
 from minigpt.training.finetuning.vocabulary import lacking_characters, refuse_lacking
-from minigpt.training.interruption import exit_130_if_interrupted
+from minigpt.training.interruption import exit_if_interrupted
 from minigpt.training.output_folder import (
     check_folder,
     check_room,
@@ -65,13 +65,13 @@ def main_finetune(argv: Sequence[str] | None = None) -> None:
     """`minigpt finetune`.
 
     Raises:
-        SystemExit: 2 if it was asked wrongly, 130 if it was stopped by Ctrl-C.
+        SystemExit: 2 if it was asked wrongly, 130 if it was stopped by Ctrl-C, 143 by SIGTERM.
         UsageError: An argument has an impossible value; the message is one sentence.
         ValueError: It could not be done, likewise.
         FloatingPointError: The training has diverged.
     """
     command = parse_finetune_command(argv)
-    with exit_130_if_interrupted():
+    with exit_if_interrupted():
         finetune(**vars(command))
 
 
@@ -116,7 +116,7 @@ def finetune(
         OSError: There is no model under that name, or it cannot be read.
         PushFailed: The Hub did not take the run; before any work if that can be known, else when all of it is saved.
         FloatingPointError: The training has diverged; its checkpoints from before are still there.
-        TrainingInterrupted: Ctrl-C was pressed; a checkpoint has been saved.
+        TrainingInterrupted: Ctrl-C was pressed, or SIGTERM came; a checkpoint has been saved.
     """
     if load_in is not None:
         check_bits(load_in)
