@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,9 +15,10 @@ from minigpt.cli import main
 from minigpt.hub import extras
 from minigpt.hub.exporting import graphs
 from minigpt.hub.exporting.formats import export_model
-from minigpt.hub.stock.conversion import to_stock
+from minigpt.hub.stock.conversion import save_stock, to_stock
 from minigpt.modeling_minigpt.generation_minigpt import lecture_generation_config
-from minigpt.tokenization.subword import train_bpe
+from minigpt.tokenization.subword import train_bpe, train_sentencepiece
+from minigpt.training.corpus import PLAYS
 from tests.hub.double import Hub
 from tests.hub.stock_shapes import BLOCK, GPT2, PURE, draw_ids, minigpt
 
@@ -37,6 +39,28 @@ def save(folder: Path, architecture: str | None = "gpt2") -> Path:
 @pytest.fixture
 def trained(tmp_path: Path) -> Path:
     return save(tmp_path / "runs" / "mine")
+
+
+@pytest.mark.parametrize(
+    "learn",
+    [
+        MiniGPTTokenizer.from_text,
+        lambda text: train_bpe([text], 280),
+        pytest.param(lambda text: train_sentencepiece([text], 330), marks=pytest.mark.extra("sentencepiece")),
+    ],
+    ids=["char", "bpe", "sentencepiece"],
+)
+def test_a_bos_token_that_the_export_adds_changes_no_ids(learn: Any, tmp_path: Path) -> None:
+    tokenizer = learn(PLAYS.read_text(encoding="utf-8")[:20_000])
+    expected = tokenizer.get_vocab()
+    save_stock(to_stock(minigpt(vocab_size=len(tokenizer), **GPT2), "gpt2"), tokenizer, tmp_path)
+    assert tokenizer.bos_token is None
+    exported = AutoTokenizer.from_pretrained(tmp_path)
+    assert exported.get_vocab() == expected
+    assert exported.bos_token == exported.eos_token == "<|endoftext|>"
+    for text in ("", "What say you , sir?", "  é<|endoftext|>\n\n<0x41><unk><|pad|>"):
+        assert exported(text)["input_ids"] == tokenizer(text)["input_ids"]
+        assert exported.decode(exported(text)["input_ids"]) == tokenizer.decode(tokenizer(text)["input_ids"])
 
 
 @pytest.mark.door(

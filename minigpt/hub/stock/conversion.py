@@ -142,12 +142,20 @@ def save_stock(
 ) -> None:
     """Writes a stock model and its tokenizer as a repository that needs no code of ours.
 
+    A tokenizer without a BOS or unknown token gets the EOS token as both, as GPT-2's own has it: programs that know
+    stock models expect them. Texts are encoded as before, without a BOS token.
+
     Args:
         stock: What `to_stock` made.
         tokenizer: The model's tokenizer.
         folder: Where to write; it exists.
         weights: Whether to write the weights too, or only all that describes them.
     """
+    tokenizer = copy.deepcopy(tokenizer)
+    for name in ("bos_token", "unk_token"):
+        if getattr(tokenizer, name) is None:
+            setattr(tokenizer, name, tokenizer.eos_token)
+    stock.config.bos_token_id = stock.generation_config.bos_token_id = tokenizer.bos_token_id
     if weights:
         stock.save_pretrained(folder)
     else:
