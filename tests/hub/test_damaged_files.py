@@ -161,6 +161,16 @@ def test_a_field_of_a_wrong_type_is_refused_with_its_file(
     refuses(name, copied, copied / file, capsys)
 
 
+@pytest.mark.parametrize("name", READERS)
+def test_two_tokens_with_one_id_are_refused(name: str, copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = copied / "run" / "tokenizer.json"
+    tokenizer = json.loads(file.read_text(encoding="utf-8"))
+    tokenizer["model"]["vocab"]["e"] = tokenizer["model"]["vocab"]["a"]
+    file.write_text(json.dumps(tokenizer), encoding="utf-8")
+    index = tokenizer["model"]["vocab"]["a"]
+    assert f"tokenizer.json gives both 'a' and 'e' the id {index}; " in refuses(name, copied, file, capsys)
+
+
 @pytest.mark.parametrize("line", [*NO_JSON.values()][1:])
 def test_a_damaged_line_of_conversations_is_named_by_its_number(
     line: bytes, copied: Path, capsys: pytest.CaptureFixture[str]

@@ -103,7 +103,7 @@ def label_rows(
 def prompt_of(conversation: Conversation, tokenizer: Any) -> list[int]:
     """The tokens that the first answer to learn from goes on from."""
     if not conversation.messages:
-        return list(tokenizer(conversation.prompt, add_special_tokens=False)["input_ids"])
+        return _encode(conversation.prompt, tokenizer)
     roles = [turn["role"] for turn in conversation.messages]
     before = conversation.messages[: roles.index("assistant", conversation.num_given)]
     written = tokenizer.apply_chat_template(list(before), add_generation_prompt=True, tokenize=True, return_dict=True)
@@ -124,8 +124,7 @@ def _check_template(tokenizer: Any, assistant_only_loss: bool) -> None:
 def _tokens(conversation: Conversation, tokenizer: Any) -> tuple[list[int], list[bool]]:
     """The ids of a row, and of each whether it is the assistant's."""
     if not conversation.messages:
-        given = tokenizer(conversation.prompt, add_special_tokens=False)["input_ids"]
-        answer = tokenizer(conversation.completion, add_special_tokens=False)["input_ids"]
+        given, answer = _encode(conversation.prompt, tokenizer), _encode(conversation.completion, tokenizer)
         end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         return [*given, *answer, *end], [False] * len(given) + [True] * (len(answer) + len(end))
     ids, learned = _templated(conversation.messages, tokenizer)
@@ -140,6 +139,11 @@ def _tokens(conversation: Conversation, tokenizer: Any) -> tuple[list[int], list
     return ids, learned
 
 
+def _encode(text: str, tokenizer: Any) -> list[int]:
+    """Encode text of a person's: where it spells a control token it is text too."""
+    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+
 def _templated(messages: tuple[dict[str, str], ...], tokenizer: Any) -> tuple[list[int], list[bool]]:
     written = tokenizer.apply_chat_template(
         list(messages), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
@@ -151,15 +155,17 @@ def _refuse_unknown(conversation: Conversation, tokenizer: Any) -> None:
     """Refuses a row that cannot be written in the vocabulary, the words that the template adds included."""
     text = conversation.prompt + conversation.completion
     if conversation.messages:
+        _refuse_control_tokens(conversation, tokenizer)
         text = tokenizer.apply_chat_template(list(conversation.messages), tokenize=False)
     if hasattr(tokenizer, "stoi"):
-        for token in tokenizer.all_special_tokens:
-            text = text.replace(token, "")
+        for token in tokenizer.all_special_tokens if conversation.messages else ():
+            text = text.replace(token, "")  # the template's
         lacking = sorted(set(text) - tokenizer.stoi.keys())
     else:
         # Where the unknown token is the end of text as well, as in GPT-2, a row may hold it.
         is_lost = tokenizer.unk_token_id not in (None, tokenizer.eos_token_id) and (
-            tokenizer.unk_token_id in tokenizer(text, add_special_tokens=False)["input_ids"]
+            tokenizer.unk_token_id
+            in tokenizer(text, add_special_tokens=False, split_special_tokens=not conversation.messages)["input_ids"]
         )
         lacking = [tokenizer.unk_token] if is_lost else []
     if lacking:
@@ -168,3 +174,16 @@ def _refuse_unknown(conversation: Conversation, tokenizer: Any) -> None:
             f"{conversation.where} has what the vocabulary lacks ({named}); take it out, or fine-tune the model "
             "on a text that has it with --extend_vocabulary, and then on conversations."
         )
+
+
+def _refuse_control_tokens(conversation: Conversation, tokenizer: Any) -> None:
+    """Refuse a turn that spells a control token, which could not be told from those that the template writes."""
+    control = {*tokenizer.all_special_tokens}
+    control |= {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    for number, turn in enumerate(conversation.messages, start=1):
+        for token in sorted(control):
+            if token in turn["content"]:
+                raise CorpusError(
+                    f"{conversation.where}: turn {number} spells {token}, which would be read as a control token and "
+                    "not as text; take it out, or write it otherwise."
+                )

@@ -181,3 +181,29 @@ def test_an_empty_answer_is_refused(tmp_path: Path) -> None:
     messages = [{"role": "user", "content": "well"}, {"role": "assistant", "content": ""}]
     with pytest.raises(CorpusError, match=r"line 1: turn 2 is an empty answer; fill it or take the row out"):
         load_conversations(write(tmp_path, {"messages": messages}))
+
+
+SPELLED = "say <|endoftext|> now"
+
+
+def test_a_bare_row_that_spells_the_end_of_text_does_not_hold_it(tmp_path: Path) -> None:
+    knowing = MiniGPTTokenizer.from_text(LETTERS + "<|>")
+    subwords = train_bpe([SPELLED] * 20, 270)
+    rows = load_conversations(write(tmp_path, {"prompt": SPELLED, "completion": SPELLED}))
+    for tokenizer in (knowing, subwords):
+        (row,) = label_rows(rows, tokenizer, 300).dataset
+        assert row["input_ids"].count(tokenizer.eos_token_id) == 1
+        assert row["input_ids"][-1] == tokenizer.eos_token_id
+        assert tokenizer.decode(row["input_ids"], skip_special_tokens=True) == SPELLED * 2
+
+
+def test_characters_of_a_control_token_are_unknown_like_others(tmp_path: Path) -> None:
+    rows = load_conversations(write(tmp_path, {"prompt": SPELLED, "completion": "b"}))
+    with pytest.raises(CorpusError, match=r"line 1 has what the vocabulary lacks \('<', '>', '\|'\)"):
+        label_rows(rows, MiniGPTTokenizer.from_text(LETTERS), 300)
+
+
+def test_a_turn_that_spells_a_control_token_is_refused(tokenizer: Any, tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": SPELLED}, {"role": "assistant", "content": "b"}]
+    with pytest.raises(CorpusError, match=r"line 1: turn 1 spells <\|endoftext\|>, .*; take it out"):
+        label_rows(load_conversations(write(tmp_path, {"messages": turns})), tokenizer, 300)
