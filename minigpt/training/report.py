@@ -132,7 +132,12 @@ def describe_run(
         "losses": {"validation": in_units(validation), "best": best, "curves": curves},
         "versions": {"python": platform.python_version()}
         | {library: version(library) for library in (*_LIBRARIES, *libraries)},
-        "hardware": {"device": args.device.type, "name": hardware(args.device), "platform": platform.platform()},
+        "hardware": {
+            "device": args.device.type,
+            "name": hardware(args.device),
+            "platform": platform.platform(),
+            "threads": torch.get_num_threads(),
+        },
     }
 
 

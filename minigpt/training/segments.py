@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 
 from minigpt.errors import UsageError
@@ -25,6 +26,7 @@ _WITHOUT_EFFECT = (
     *("load_best_model_at_end", "metric_for_best_model", "greater_is_better", "prediction_loss_only"),
     *("include_for_metrics", "batch_eval_metrics", "include_num_input_tokens_seen", "skip_memory_metrics"),
     *("gradient_checkpointing", "ddp_", "do_", "debug", "torch_empty_cache_steps", "enable_jit_checkpoint"),
+    "threads",  # they change the last digits only
 )
 # The state of one optimizer means nothing to another.
 _OPTIMIZER = ("optim", "optim_args", "optim_target_modules")
@@ -118,6 +120,11 @@ def rows_trained(segments: Sequence[Segment], steps: int) -> int:
     )
 
 
+def threads_of(segments: Sequence[Segment]) -> list[int]:
+    """Returns the numbers of threads that the parts of a run on a CPU computed with, each once, the first first."""
+    return list(dict.fromkeys(part.arguments["threads"] for part in segments if "threads" in part.arguments))
+
+
 def overrides_checkpoint(segments: Sequence[Segment], step: int) -> bool:
     """Returns True if the part that begins at a step has another optimizer setting or schedule than the one before."""
     if len(segments) < 2 or segments[-1].after_step != step:
@@ -131,6 +138,8 @@ def _effective(args: TrainingArguments) -> dict[str, Any]:
     named = {name: value for name, value in args.to_dict().items() if not name.startswith(ABOUT_THE_RUN)}
     named["processes"] = args.world_size
     named["global_batch_size"] = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    if args.device.type == "cpu":
+        named["threads"] = torch.get_num_threads()
     return json.loads(json.dumps(named, default=str))
 
 

@@ -1,4 +1,7 @@
-"""A Trainer whose checkpoints appear whole or not at all, and continue a run to the last digit."""
+"""A Trainer whose checkpoints appear whole or not at all, and continue a run to the last digit.
+
+On a CPU the last digits also depend on the number of threads and on the CPU: sums of floats depend on their order.
+"""
 
 import json
 import logging
@@ -32,7 +35,7 @@ from minigpt.training.checkpoints import (
 )
 from minigpt.training.checksums import write_checksums
 from minigpt.training.progress import no_progress_bars
-from minigpt.training.segments import Segment, overrides_checkpoint, training_segments, write_segments
+from minigpt.training.segments import Segment, overrides_checkpoint, threads_of, training_segments, write_segments
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +95,13 @@ class StagedTrainer(Trainer):
         if self._resumed_from:
             self._refuse_unfit(self._resumed_from)
         self.segments = training_segments(self._resumed_from, self.args)
+        if len(threads := threads_of(self.segments)) > 1 and self.is_world_process_zero():
+            logger.warning(
+                "The parts of this run compute with %s threads, so the last digits of its weights will differ from "
+                "those of a run that was never stopped; set OMP_NUM_THREADS=%d to resume with as many as before.",
+                " and then ".join(map(str, threads)),
+                threads[0],
+            )
         if self.args.should_save:
             remove_unfinished(run_dir)
         return super().train(str(self._resumed_from) if self._resumed_from else None, *args, **kwargs)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from minigpt.errors import UsageError
-from minigpt.training.run import main_train
+from minigpt.training.run import main_train, train
 from minigpt.training.segments import SEGMENTS
 from minigpt.training.trainer import MiniGPTTrainer
 
@@ -151,3 +151,33 @@ def test_durations_do_not_follow_a_clock_that_is_set_back(resume, monkeypatch):
     rates = [entry[name] for entry in trainer.state.log_history for name in entry if name == "train_tokens_per_second"]
     assert rates
     assert min(rates) > 0
+
+
+@pytest.fixture
+def use_threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_another_number_of_threads_is_said_and_recorded(text_file, tmp_path, use_threads, caplog):
+    few = {"max_steps": 4, "save_steps": 2, "eval_interval": 2, "eval_iters": 1, "sample_length": 0}
+    few |= {"output_dir": str(tmp_path / "run")}
+    checkpoint = str(tmp_path / "run" / "checkpoint-2")
+    shape = {"n_embd": 16, "n_layer": 1, "n_head": 2, "block_size": 8}
+
+    def trained(threads, **more):
+        use_threads(threads)
+        caplog.clear()
+        return train("seed", str(text_file), device="cpu", model=shape, training=few | more).report
+
+    report = trained(2)
+    assert report["hardware"]["threads"] == 2
+    assert report["changes"] == []
+    assert trained(2, resume_from_checkpoint=checkpoint)["losses"] == report["losses"]
+    assert "threads" not in caplog.text
+    resumed = trained(1, resume_from_checkpoint=checkpoint)
+    assert "compute with 2 and then 1 threads" in caplog.text
+    assert "set OMP_NUM_THREADS=2 to resume" in caplog.text
+    assert resumed["hardware"]["threads"] == 1
+    assert {"after_step": 2, "before": {"threads": 2}, "after": {"threads": 1}} in resumed["changes"]
