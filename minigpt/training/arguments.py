@@ -84,9 +84,7 @@ class MiniGPTTrainingArguments(TrainingArguments):
         metadata={"help": "stop after so many estimates without a lower validation loss, and keep the best model"},
     )
 
-    resume_with_changes: bool = field(
-        default=False, metadata={"help": "resume with other options (learning rate, seed, ...) than before"}
-    )
+    resume_with_changes: bool = field(default=False, metadata={"help": "resume with other options than before"})
 
     eval_strategy: IntervalStrategy | str = field(default="steps", metadata=_STOCK["eval_strategy"])
     eval_steps: float | None = field(default=None, metadata=_STOCK["eval_steps"])

@@ -20,7 +20,7 @@ _SHOWN: dict[str, str] = {
     "max_steps": "number of training steps",
     "per_device_train_batch_size": "crops in a batch",
     "learning_rate": "the peak learning rate",
-    "seed": "for the weights, the crops and the dropout (default: 42)",
+    "seed": "for weights, crops and dropout (default: 42)",
     "bf16": "mixed precision: compute in bfloat16",
     "fp16": "mixed precision: compute in float16, on a GPU",
     "gradient_checkpointing": "less memory for more time: compute activations twice",
