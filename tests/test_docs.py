@@ -77,7 +77,9 @@ def test_every_block_of_code_runs(
     with contextlib.ExitStack() as stack:
         for kind, code in blocks(page):
             if kind == "python":
-                exec(compile(code, page.name, "exec"), namespace)
+                script = tmp_path / f"{page.stem}.py"  # nnsight reads the source of what it traces
+                script.write_text(code, encoding="utf-8")
+                exec(compile(code, str(script), "exec"), namespace)
             elif kind == "sh background":
                 stack.enter_context(server(code))
             else:

@@ -160,10 +160,10 @@ def test_the_installed_versions_are_the_pinned_ones() -> None:
     assert {name: installed[name] for name in both} == {name: PINS[name] for name in both}
 
 
-def test_the_extra_all_is_every_extra_but_the_developers() -> None:
+def test_the_extra_all_is_every_extra_but_the_developers_and_those_that_disturb_others() -> None:
     (everything,) = EXTRAS["all"]
     assert everything.name == PROJECT["name"]
-    assert everything.extras == EXTRAS.keys() - {"all", "dev"}
+    assert everything.extras == EXTRAS.keys() - {"all", "dev", "quantize", "deepspeed"}
 
 
 def test_pre_commit_uses_the_pinned_ruff() -> None:

@@ -3,7 +3,13 @@
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, Trainer, pipeline
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    Trainer,
+    pipeline,
+)
 
 from minigpt.modeling_minigpt.modeling_minigpt import MiniGPTForCausalLM
 
@@ -214,3 +220,24 @@ def test_virtual_tokens_that_fill_the_block_are_refused(saved, ids, name):
     model = prompted(saved, name, virtual_tokens=BLOCK).eval()
     with pytest.raises(ValueError, match="16 virtual tokens leave no room in the block of 16; train"):
         model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=3)
+
+
+@pytest.mark.door(
+    'Token classification with LoRA on `"all-linear"` and `exclude_modules=["score"]`: the new head learns too',
+    "peft",
+    "transformers",
+)
+def test_token_classification_learns_its_head_beside_the_adapter(saved, few_steps, rows):
+    from peft import LoraConfig, get_peft_model
+
+    model = AutoModelForTokenClassification.from_pretrained(saved, num_labels=2)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    config = LoraConfig(task_type="TOKEN_CLS", target_modules="all-linear", exclude_modules=["score"], r=4)
+    model = get_peft_model(model, config)
+    spaces = [[int(token == 1) for token in row] for row in rows["input_ids"]]
+    losses = train(model, few_steps(), rows.remove_columns("labels").add_column("labels", spaces))
+    assert losses[-1] < losses[0]
+    merged = model.merge_and_unload().state_dict()
+    assert not torch.equal(merged["score.weight"], before["score.weight"])
+    assert not torch.equal(merged["model.layers.0.mlp.up_proj.weight"], before["model.layers.0.mlp.up_proj.weight"])
+    assert torch.equal(merged["model.embed_tokens.weight"], before["model.embed_tokens.weight"])
