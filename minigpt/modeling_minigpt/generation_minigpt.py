@@ -7,7 +7,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin, PreTrainedTokenizerBase
+from transformers import (
+    Cache,
+    DynamicCache,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedTokenizerBase,
+    SequenceBiasLogitsProcessor,
+)
 from transformers.cache_utils import StaticLayer, StaticSlidingWindowLayer
 from transformers.generation.stopping_criteria import MaxLengthCriteria, StoppingCriteriaList, StopStringCriteria
 
@@ -29,17 +36,18 @@ def lecture_generation_config(untrained_token_ids: Sequence[int], **kwargs: Any)
 _LAST_CHOICE = -1e6
 
 
-def let_eos_through(config: GenerationConfig) -> None:
+def let_eos_through(config: GenerationConfig, vocab_size: int) -> None:
     """Moves EOS from `suppress_tokens`, which allows it nowhere, to a `sequence_bias` that makes it the last choice.
 
     What is drawn stays the same. But a grammar that is complete allows EOS only, and then it has to be there.
 
     Args:
         config: What is changed, in place. Without an EOS token nothing is.
+        vocab_size: Number of tokens; a bias may name no other.
     """
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     suppressed = config.suppress_tokens or []
-    if moved := [token for token in suppressed if token in ends]:
+    if moved := [token for token in suppressed if token in ends and token < vocab_size]:
         config.suppress_tokens = [token for token in suppressed if token not in moved] or None
         biases = config.sequence_bias or []
         if isinstance(biases, dict):
@@ -105,7 +113,7 @@ class UnboundedGenerationMixin(GenerationMixin):
         if asked.get("max_length") is not None and asked.get("max_new_tokens") is None:
             # A caller's `max_length` would lose against the number of new tokens that a saved model brings along.
             prepared.max_new_tokens = None
-        let_eos_through(prepared)
+        let_eos_through(prepared, self.config.vocab_size)
         return prepared, model_kwargs
 
     def _prepare_generated_length(
@@ -261,6 +269,15 @@ class BlockGenerationMixin(UnboundedGenerationMixin):
     def _get_candidate_generator(self, generation_config: GenerationConfig, *args: Any, **kwargs: Any) -> Any:
         generator = super()._get_candidate_generator(generation_config, *args, **kwargs)
         get_candidates = generator.get_candidates
+        assistant = getattr(generator, "assistant_model", None)
+        if assistant is not None and assistant.config.vocab_size != self.config.vocab_size:
+            # The assistant follows this model's settings and processors, and a bias may name no token that it lacks.
+            hold_eos_back(generator.generation_config)
+            generator.logits_processor = [
+                processor
+                for processor in generator.logits_processor
+                if type(processor) is not SequenceBiasLogitsProcessor
+            ]
 
         def get_candidates_within(
             input_ids: torch.LongTensor, **kwargs: Any

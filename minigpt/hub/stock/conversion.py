@@ -224,7 +224,7 @@ def _load(
 def _inside_the_block(generation_config: GenerationConfig, config: Any) -> GenerationConfig:
     """A length that a stock model can write: it has no positions beyond the block, or was never trained on them."""
     inside = copy.deepcopy(generation_config)
-    let_eos_through(inside)  # ours do it while they generate, and a stock model has no code of ours
+    let_eos_through(inside, config.vocab_size)  # ours do it while they generate, and a stock model has no code of ours
     block_size = config.max_position_embeddings
     if not config.rolls_past_block and (inside.max_new_tokens or 0) >= block_size:
         inside.max_new_tokens, inside.max_length = None, block_size
