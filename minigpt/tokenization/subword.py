@@ -6,7 +6,7 @@ Both are saved as a `tokenizer.json` that plain `AutoTokenizer` loads, without t
 
 import io
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,38 @@ class SentencePieceTokenizer(TokenizersBackend):
         tokenizer = super().from_pretrained(*args, **kwargs)
         file = getattr(tokenizer, "vocab_file", None)
         tokenizer.sentencepiece_model = Path(file).read_bytes() if file else None
+        return tokenizer
+
+    def train_new_from_iterator(
+        self,
+        text_iterator: Iterable[str | Sequence[str]],
+        vocab_size: int,
+        length: int | None = None,
+        new_special_tokens: Sequence[str | AddedToken] | None = None,
+    ) -> "SentencePieceTokenizer":
+        """Trains a vocabulary of the same model type on other texts, with SentencePiece.
+
+        The trainers of the Rust backend would leave out the bytes, and with them what the new texts lack.
+
+        Args:
+            text_iterator: Texts, or batches of texts.
+            vocab_size: As for `train_sentencepiece`.
+            length: Ignored.
+            new_special_tokens: Special tokens to add beyond `vocab_size`.
+
+        Raises:
+            ValueError: As for `train_sentencepiece`.
+            ImportError: `sentencepiece` is not installed.
+        """
+        tokenizer = train_sentencepiece(
+            (text for batch in text_iterator for text in ([batch] if isinstance(batch, str) else batch)),
+            vocab_size,
+            type(self.backend_tokenizer.model).__name__.lower(),
+            chat_template=self.chat_template,
+            model_max_length=self.model_max_length,
+        )
+        extra = [*self.extra_special_tokens, *(new_special_tokens or ())]
+        tokenizer.add_special_tokens({"extra_special_tokens": extra})
         return tokenizer
 
     def _save_pretrained(

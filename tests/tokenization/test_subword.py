@@ -77,6 +77,19 @@ def test_a_saved_vocabulary_opens_with_auto_tokenizer_and_saves_the_same_again(t
         assert (tmp_path / "twice" / name).read_bytes() == (tmp_path / "once" / name).read_bytes()
 
 
+def test_training_on_other_texts_gives_a_vocabulary_that_loses_no_text_either(tokenizer: Any, tmp_path: Path) -> None:
+    other = ["Where is my horse, sir?\n" * 20, ["And mine, sir?\n" * 20, TEXT[:5000]]]
+    texts = [text for batch in other for text in ([batch] if isinstance(batch, str) else batch)]
+    new = tokenizer.train_new_from_iterator(iter([texts]), 350, new_special_tokens=["<|new|>"])
+    assert type(new) is type(tokenizer)
+    assert new.special_tokens_map == tokenizer.special_tokens_map
+    new.save_pretrained(tmp_path)
+    for opened in (new, AutoTokenizer.from_pretrained(tmp_path)):
+        for text in (*odd_texts(), *texts, "a<|new|>b"):
+            assert opened.decode(ids_of(opened, text)) == text
+    assert (tmp_path / "tokenizer.model").is_file() == hasattr(tokenizer, "sentencepiece_model")
+
+
 @pytest.mark.extra("sentencepiece")
 @pytest.mark.parametrize("model_type", ["unigram", "bpe"])
 def test_the_tokens_are_those_of_sentencepieces_own_model(model_type: str, tmp_path: Path) -> None:
