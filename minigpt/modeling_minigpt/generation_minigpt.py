@@ -102,6 +102,9 @@ class StopStrings(StopStringCriteria):
         return StopStringCriteria.clean_tokenizer_vocab(tokenizer, static_prefix, stop_string_matching_mode)
 
 
+_PLACED = {"past_key_values", "position_ids", "token_type_ids"}  # say where each token is
+
+
 class UnboundedGenerationMixin(GenerationMixin):
     """`generate()` of a length that `max_position_embeddings` does not bound."""
 
@@ -129,6 +132,11 @@ class UnboundedGenerationMixin(GenerationMixin):
     def _maybe_initialize_input_ids_for_generation(
         self, inputs: torch.Tensor | None, bos_token_id: int | None, model_kwargs: dict[str, Any]
     ) -> torch.Tensor:
+        mask = model_kwargs.get("attention_mask")
+        if inputs is not None and mask is not None and mask.shape == inputs.shape and not model_kwargs.keys() & _PLACED:
+            # Tokens go on from a row's last column: padding that a batch has there moves to its front.
+            order = mask.long().argsort(dim=-1, stable=True)  # (batch, seq)
+            inputs, model_kwargs["attention_mask"] = inputs.gather(1, order), mask.gather(1, order)
         length = inputs.shape[-1] if inputs is not None else int(bos_token_id is not None)
         if length == 0 and model_kwargs.get("inputs_embeds") is None:
             raise ValueError("generate() got a prompt of 0 tokens and needs 1 to start from; a new line will do.")

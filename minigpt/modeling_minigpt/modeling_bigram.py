@@ -12,6 +12,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_bigram import BigramConfig
 from .generation_minigpt import UnboundedGenerationMixin
+from .padding_minigpt import ignore_unpredicted
 
 
 class BigramModel(PreTrainedModel):
@@ -132,8 +133,8 @@ class BigramForCausalLM(BigramModel, UnboundedGenerationMixin, GenerationMixin):
 
         Args:
             input_ids: Tokens, int64 (batch, seq).
-            attention_mask: See `BigramModel.forward`, as for all that is not explained here.
-            position_ids: See there.
+            attention_mask: Where it is 0, the next label is left out; nothing else changes.
+            position_ids: See `BigramModel.forward`.
             past_key_values: See there.
             inputs_embeds: Rows looked up already, (batch, seq, vocab_size), in place of `input_ids`: the logits.
             labels: Targets, int64 (batch, seq), shifted inside unless `shift_labels` is given too; -100 is left out.
@@ -151,7 +152,8 @@ class BigramForCausalLM(BigramModel, UnboundedGenerationMixin, GenerationMixin):
         logits = slice_logits_to_keep(rows, logits_to_keep)  # (batch, kept, vocab)
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+            labels, loss_kwargs = ignore_unpredicted(labels, attention_mask, kwargs)
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **loss_kwargs)
         return CausalLMOutputWithPast(
             loss=loss, logits=logits, past_key_values=past_key_values, hidden_states=self.record(rows, **kwargs)
         )

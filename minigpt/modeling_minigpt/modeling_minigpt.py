@@ -20,6 +20,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_minigpt import MiniGPTConfig
 from .generation_minigpt import BlockGenerationMixin
 from .layers_minigpt import POSITIONS, SoftCap, build_activation, build_norm, eager_attention_forward
+from .padding_minigpt import count_positions, ignore_unpredicted
 
 PositionEmbeddings = tuple[torch.Tensor, torch.Tensor] | None
 MASKS = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
@@ -39,8 +40,7 @@ class MiniGPTAttention(nn.Module):
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
         self.scaling = self.head_dim**-0.5
         self.attention_dropout = config.dropout
-        is_sliding = config.layer_types[layer_idx] == "sliding_attention"
-        self.sliding_window = config.sliding_window if is_sliding else None
+        self.sliding_window = config.sliding_window if config.layer_types[layer_idx] == "sliding_attention" else None
 
         query_size = config.num_attention_heads * self.head_dim
         self.qkv_proj = nn.Linear(config.hidden_size, sum(self.heads) * self.head_dim, bias=config.attention_bias)
@@ -49,20 +49,17 @@ class MiniGPTAttention(nn.Module):
         self.q_norm = build_norm(config, self.head_dim) if config.qk_norm else nn.Identity()
         self.k_norm = build_norm(config, self.head_dim) if config.qk_norm else nn.Identity()
         self.rotate = POSITIONS[config.position_embedding_type].rotate
-        self.place = self._rotate_then_norm if config.qk_norm == "after_rotary" else self._norm_then_rotate
+        self.norms_first = config.qk_norm != "after_rotary"
         self.resid_dropout = nn.Dropout(config.dropout)
 
-    def _norm_then_rotate(
+    def place(
         self, query: torch.Tensor, key: torch.Tensor, position_embeddings: PositionEmbeddings
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        query, key = self.q_norm(query), self.k_norm(key)
-        return self.rotate(query, position_embeddings), self.rotate(key, position_embeddings)
-
-    def _rotate_then_norm(
-        self, query: torch.Tensor, key: torch.Tensor, position_embeddings: PositionEmbeddings
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Norms and rotates queries and keys, in the configuration's order."""
+        if self.norms_first:
+            query, key = self.q_norm(query), self.k_norm(key)
         query, key = self.rotate(query, position_embeddings), self.rotate(key, position_embeddings)
-        return self.q_norm(query), self.k_norm(key)
+        return (query, key) if self.norms_first else (self.q_norm(query), self.k_norm(key))
 
     def forward(
         self,
@@ -188,7 +185,7 @@ class MiniGPTModel(MiniGPTPreTrainedModel):
         Args:
             input_ids: (batch, seq), int64; or give `inputs_embeds`.
             attention_mask: (batch, total), 0 for padding; or (batch, 1, seq, total); or one such for each layer type.
-            position_ids: (batch, seq); counted on from the cache by default.
+            position_ids: (batch, seq); by default each row's own, counted from its first token that is not padding.
             past_key_values: Keys and values of the tokens before.
             inputs_embeds: (batch, seq, hidden), in place of `input_ids`.
             use_cache: Whether to return a cache; the configuration's `use_cache` by default.
@@ -209,8 +206,7 @@ class MiniGPTModel(MiniGPTPreTrainedModel):
         # Positions that we count ourselves are never packed sequences: the masks need not look for them.
         packed_position_ids = position_ids
         if position_ids is None:
-            past_seen_tokens = 0 if past_key_values is None else past_key_values.get_seq_length()
-            position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)[None] + past_seen_tokens
+            position_ids = count_positions(inputs_embeds, attention_mask, past_key_values)
 
         masks = attention_mask
         if not isinstance(masks, dict):
@@ -284,7 +280,7 @@ class MiniGPTForCausalLM(MiniGPTPreTrainedModel, BlockGenerationMixin, Generatio
         Args:
             input_ids: (batch, seq), int64; or give `inputs_embeds`.
             attention_mask: See `MiniGPTModel.forward`.
-            position_ids: (batch, seq); counted on from the cache by default.
+            position_ids: See `MiniGPTModel.forward`.
             past_key_values: Keys and values of the tokens before.
             inputs_embeds: (batch, seq, hidden), in place of `input_ids`.
             labels: (batch, seq), the same ids as `input_ids`: the loss shifts them; -100 counts for nothing. For rows
@@ -310,7 +306,8 @@ class MiniGPTForCausalLM(MiniGPTPreTrainedModel, BlockGenerationMixin, Generatio
         logits = self.softcap(self.lm_head(hidden_states))  # (batch, kept, vocab)
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
+            labels, loss_kwargs = ignore_unpredicted(labels, attention_mask, kwargs)
+            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **loss_kwargs)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,

@@ -246,8 +246,7 @@ def _with_special_tokens(backend: Tokenizer) -> Tokenizer:
 
 
 def _settings(kwargs: dict[str, Any]) -> dict[str, Any]:
-    # A decoder continues from the last column, so that is where a prompt has to end.
-    settings = {"eos_token": END_OF_TEXT, "pad_token": PADDING, "padding_side": "left"}
+    settings = {"eos_token": END_OF_TEXT, "pad_token": PADDING}
     # Libraries in JavaScript remove spaces before punctuation unless told not to.
     return settings | {"clean_up_tokenization_spaces": False} | kwargs
 

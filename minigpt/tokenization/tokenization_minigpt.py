@@ -117,13 +117,9 @@ class MiniGPTTokenizer(TokenizersBackend):
         # The default decoder puts spaces between tokens. This one does not, and libraries for constrained decoding know
         # it. No character is spelled like a byte.
         backend.decoder = decoders.ByteFallback()
-        settings = {
-            # A decoder continues from the last column, so that is where a prompt has to end. Given here rather than as
-            # a class attribute, it is saved and holds for those who load without this class.
-            "padding_side": "left",
-            # Libraries in JavaScript remove spaces before punctuation unless told not to.
-            "clean_up_tokenization_spaces": False,
-        }
+        # Libraries in JavaScript remove spaces before punctuation unless told not to. Given here rather than as a class
+        # attribute, it is saved and holds for those who load without this class.
+        settings = {"clean_up_tokenization_spaces": False}
         return cls(tokenizer_object=backend, **(settings | special | kwargs))
 
     def train_new_from_iterator(

@@ -40,7 +40,13 @@ from tests.hub.double import UPLOAD
 if TYPE_CHECKING:
     from tests.hub.double import Hub
 
-CODE = {"configuration_minigpt.py", "generation_minigpt.py", "layers_minigpt.py", "modeling_minigpt.py"}
+CODE = {
+    "configuration_minigpt.py",
+    "generation_minigpt.py",
+    "layers_minigpt.py",
+    "modeling_minigpt.py",
+    "padding_minigpt.py",
+}
 MODEL = {"config.json", "generation_config.json", "model.safetensors", *CODE}
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json"}
 RUN = {"run.json", "loss.png", "sample.txt"}

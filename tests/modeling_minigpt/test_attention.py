@@ -64,11 +64,12 @@ def test_every_earlier_token_is_seen(build, ids):
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_changes_no_real_token(model, ids, side, implementation):
+@pytest.mark.parametrize("counts_positions", [True, False])
+def test_padding_changes_no_real_token(model, ids, side, implementation, counts_positions):
     model.set_attn_implementation(implementation)
     lengths = [LENGTH, 7, 2]
     rows, mask, position_ids = padded(ids, lengths, side)
-    logits = model(rows, attention_mask=mask, position_ids=position_ids).logits
+    logits = model(rows, attention_mask=mask, position_ids=None if counts_positions else position_ids).logits
     assert logits.isfinite().all()
     for index, length in enumerate(lengths):
         alone = model(ids[index : index + 1, :length]).logits[0]

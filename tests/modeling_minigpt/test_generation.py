@@ -389,12 +389,14 @@ def test_autocast_generates_the_same_in_both_loops(build, prompt, fast_calls):
 # Padded batches and caches.
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("implementation", ["dynamic", "static", None])
-def test_left_padded_rows_generate_as_they_do_alone(model, draw_ids, implementation):
+def test_padded_rows_generate_as_they_do_alone(model, draw_ids, implementation, side):
     ids, lengths = draw_ids(3, 5), [5, 3, 1]
     rows, mask = torch.full_like(ids, 16), torch.zeros_like(ids)
     for index, length in enumerate(lengths):
-        rows[index, 5 - length :], mask[index, 5 - length :] = ids[index, :length], 1
+        place = slice(5 - length, 5) if side == "left" else slice(0, length)
+        rows[index, place], mask[index, place] = ids[index, :length], 1
     kwargs = {"use_cache": False} if implementation is None else {"cache_implementation": implementation}
     together = generate(model, rows, attention_mask=mask, max_new_tokens=7, **kwargs)
     for index, length in enumerate(lengths):

@@ -66,8 +66,7 @@ def test_padding_does_not_change_a_rows_class(build, ids, side):
         row, mask[0, :3] = torch.cat((padding, ids[0, :5])), 0
     else:
         row, mask[0, 5:] = torch.cat((ids[0, :5], padding)), 0
-    position_ids = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    logits = model(torch.stack((row, ids[1])), attention_mask=mask, position_ids=position_ids).logits
+    logits = model(torch.stack((row, ids[1])), attention_mask=mask).logits
     torch.testing.assert_close(logits, alone, atol=2e-6, rtol=1e-5)
 
 

@@ -318,7 +318,7 @@ def test_a_saved_folder_names_a_class_for_every_auto_class_and_carries_its_code(
         "AutoModelForDecision": "modeling_minigpt.MiniGPTForCausalLM",
         **{auto.__name__: f"modeling_minigpt.{ours.__name__}" for auto, ours in HEADS.items()},
     }
-    names = {"configuration_minigpt", "layers_minigpt", "modeling_minigpt", "generation_minigpt"}
+    names = {"configuration_minigpt", "layers_minigpt", "modeling_minigpt", "generation_minigpt", "padding_minigpt"}
     assert {path.stem for path in tmp_path.glob("*.py")} == names
     here = Path(minigpt.modeling_minigpt.__file__).parent
     for name in names:

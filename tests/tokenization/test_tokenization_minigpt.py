@@ -361,14 +361,14 @@ def test_special_tokens_are_not_taken_for_unknown_characters(warnings_of):
 # What every tokenizer on the Hub does
 
 
-def test_batches_are_padded_on_the_left_unless_told_otherwise(shakespeare):
+def test_batches_are_padded_on_the_right_unless_told_otherwise(shakespeare):
     a, b, pad = shakespeare.stoi["a"], shakespeare.stoi["b"], shakespeare.pad_token_id
     batch = shakespeare(["ab", "b"], padding=True, return_tensors="pt")
-    assert batch["input_ids"].tolist() == [[a, b], [pad, b]]
-    assert batch["attention_mask"].tolist() == [[1, 1], [0, 1]]
-    right = shakespeare(["ab", "b"], padding="max_length", max_length=3, padding_side="right", return_tensors="np")
-    assert right["input_ids"].tolist() == [[a, b, pad], [b, pad, pad]]
-    assert shakespeare.pad({"input_ids": [[a, b], [b]]})["input_ids"] == [[a, b], [pad, b]]
+    assert batch["input_ids"].tolist() == [[a, b], [b, pad]]
+    assert batch["attention_mask"].tolist() == [[1, 1], [1, 0]]
+    left = shakespeare(["ab", "b"], padding="max_length", max_length=3, padding_side="left", return_tensors="np")
+    assert left["input_ids"].tolist() == [[pad, a, b], [pad, pad, b]]
+    assert shakespeare.pad({"input_ids": [[a, b], [b]]})["input_ids"] == [[a, b], [b, pad]]
 
 
 def test_texts_are_truncated_on_the_side_asked_for(shakespeare):
@@ -458,7 +458,9 @@ def assert_same_tokenizer(loaded, tokenizer):
 @pytest.fixture
 def dressed() -> MiniGPTTokenizer:
     """A tokenizer with everything that can be lost on the way."""
-    tokenizer = MiniGPTTokenizer.from_text("abc \n🎉\x00", model_max_length=32, chat_template="{{ messages }}")
+    tokenizer = MiniGPTTokenizer.from_text(
+        "abc \n🎉\x00", model_max_length=32, padding_side="left", chat_template="{{ messages }}"
+    )
     tokenizer.add_tokens(["<user>"])
     tokenizer.add_special_tokens({"bos_token": "<|start|>"})
     return tokenizer

@@ -33,7 +33,13 @@ if TYPE_CHECKING:
 
 POET = "tester/poet"
 MODEL = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
-CODE = {"configuration_minigpt.py", "generation_minigpt.py", "layers_minigpt.py", "modeling_minigpt.py"}
+CODE = {
+    "configuration_minigpt.py",
+    "generation_minigpt.py",
+    "layers_minigpt.py",
+    "modeling_minigpt.py",
+    "padding_minigpt.py",
+}
 RUN = {"run.json", "loss.png", "sample.txt"}
 ALWAYS = {".gitattributes", "README.md", *MODEL, *CODE}
 SMALL = ["--n_embd", "8", "--n_layer", "1", "--n_head", "2", "--block_size", "8", "--device", "cpu"]
