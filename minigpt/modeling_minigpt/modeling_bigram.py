@@ -8,6 +8,7 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_bigram import BigramConfig
@@ -170,5 +171,7 @@ class BigramForCausalLM(BigramModel, UnboundedGenerationMixin, GenerationMixin):
         )
 
 
+# By these names a Trainer knows whose labels label smoothing has to shift; AutoModelForCausalLM.register adds none.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[BigramConfig.model_type] = BigramForCausalLM.__name__
 BigramModel.register_for_auto_class("AutoModel")
 BigramForCausalLM.register_for_auto_class("AutoModelForCausalLM")

@@ -12,6 +12,7 @@ from transformers.modeling_layers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, slice_logits_to_keep
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
@@ -341,6 +342,8 @@ class MiniGPTForTokenClassification(GenericForTokenClassification, MiniGPTPreTra
         self.post_init()
 
 
+# By these names a Trainer knows whose labels label smoothing has to shift; AutoModelForCausalLM.register adds none.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[MiniGPTConfig.model_type] = MiniGPTForCausalLM.__name__
 MiniGPTModel.register_for_auto_class("AutoModel")
 MiniGPTForCausalLM.register_for_auto_class("AutoModelForCausalLM")
 MiniGPTForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")

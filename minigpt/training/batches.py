@@ -131,13 +131,15 @@ class Windows(Dataset[Tensor]):
 def collate(crops: Tensor) -> dict[str, Tensor]:
     """Makes a model's arguments of crops of shape `(batch, block_size + 1)`: inputs, and the same shifted by one.
 
-    With `shift_labels` given, the loss shifts no more and all `block_size` targets count, as they do in the lecture.
+    The model's loss reads `shift_labels`, so that all `block_size` targets count, as they do in the lecture. `labels`
+    are the inputs, as everywhere in transformers. A loss that shifts them itself, such as the stock Trainer's label
+    smoothing, misses the last target of each crop; `blocks` is made for those.
 
     Returns:
         `input_ids`, `labels` and `shift_labels`, each of shape `(batch, block_size)`, `int64` and contiguous.
     """
-    targets = crops[:, 1:].contiguous()
-    return {"input_ids": crops[:, :-1].clamp(min=0), "labels": targets, "shift_labels": targets}
+    inputs, targets = crops[:, :-1].contiguous(), crops[:, 1:].contiguous()
+    return {"input_ids": inputs.clamp(min=0), "labels": inputs, "shift_labels": targets}
 
 
 def blocks(stream: TokenStream, block_size: int) -> datasets.Dataset:

@@ -127,13 +127,13 @@ def sum_of_losses(model: nn.Module, batches: Iterator[dict[str, Tensor]]) -> tup
     device = _device(model)
     with evaluating(model):
         for batch in batches:
-            labels = batch["labels"].to(device)  # (batch, seq)
+            labels = batch["shift_labels"].to(device)  # (batch, seq)
             logits = model(input_ids=batch["input_ids"].to(device), use_cache=False).logits  # (batch, seq, vocab)
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, 1)  # (batch * seq, vocab)
             losses = F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="none")  # (batch * seq)
             # On the CPU, for MPS has no double precision.
             nats += losses.cpu().double().sum().item()
-            targets += int((batch["labels"] != IGNORED).sum())
+            targets += int((batch["shift_labels"] != IGNORED).sum())
     return nats, targets
 
 

@@ -57,6 +57,7 @@ class MiniGPTTrainer(PublishingTrainer):
 
     control: TrainerControl
     optimizer: Any
+    compute_loss_func: Any
 
     def __init__(
         self,
@@ -237,6 +238,27 @@ class MiniGPTTrainer(PublishingTrainer):
             loss = loss / self.current_gradient_accumulation_steps
         self.accelerator.backward(loss)
         return loss.detach()
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Compute the loss as transformers does, but smooth `shift_labels` where a batch has them.
+
+        The stock label smoothing reads only `labels`, and shifts them for some classes of models and not for others.
+        """
+        if self.label_smoother is None or "shift_labels" not in inputs or self.compute_loss_func is not None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        self.compute_loss_func = lambda outputs, labels, num_items_in_batch: self.label_smoother(
+            outputs, inputs["shift_labels"], num_items_in_batch=num_items_in_batch
+        )
+        try:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        finally:
+            self.compute_loss_func = None
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """As in transformers; the optimizer is ready by now, and in the plain case loses a wrapper that is of no use.

@@ -212,7 +212,7 @@ class InstructionTrainer(MiniGPTTrainer, SFTTrainer):
             ids, labels = zip(*examples[first : first + size], strict=True)
             yield {
                 "input_ids": pad_sequence([torch.tensor(row[:-1]) for row in ids], batch_first=True),
-                "labels": pad_sequence([torch.tensor(row[1:]) for row in labels], True, IGNORED),
+                "shift_labels": pad_sequence([torch.tensor(row[1:]) for row in labels], True, IGNORED),
             }
 
 

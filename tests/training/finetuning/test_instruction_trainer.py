@@ -97,14 +97,14 @@ def build(talk: Path, tmp_path: Path) -> Any:
 
 
 @torch.no_grad()
-def loss_by_hand(model: Any, rows: Any) -> float:
+def loss_by_hand(model: Any, rows: Any, smoothing: float = 0.0) -> float:
     """The mean over the labelled tokens of rows, each scored alone and without padding."""
     losses = []
     for row in rows:
-        logits = model(torch.tensor([row["input_ids"]])).logits[0, :-1]
-        losses.append(F.cross_entropy(logits, torch.tensor(row["labels"][1:]), reduction="none", ignore_index=IGNORED))
+        logits, targets = model(torch.tensor([row["input_ids"]])).logits[0, :-1], torch.tensor(row["labels"][1:])
+        losses.append(F.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing))
     labels = torch.cat([torch.tensor(row["labels"][1:]) for row in rows])
-    return (torch.cat(losses).sum() / (labels != IGNORED).sum()).item()
+    return (sum(losses) / (labels != IGNORED).sum()).item()
 
 
 def losses_of(trainer: Any) -> list[float]:
@@ -131,12 +131,14 @@ def test_the_model_gets_the_rows_with_their_labels_and_nothing_else(build, model
     assert set(said) == {f" {word}<|endoftext|>" for word in WORDS}
 
 
+@pytest.mark.filterwarnings("ignore:`label_smoothing_factor` is deprecated:FutureWarning")
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize(
     ("kind", "batch", "accumulated", "answers_only"),
     [("minigpt", 36, 1, True), ("minigpt", 5, 8, True), ("gpt2", 5, 8, False), ("llama", 5, 8, True)],
 )
 def test_the_loss_is_that_of_the_labelled_tokens_however_they_are_cut_into_batches(
-    build, model, tokenizer, kind, batch, accumulated, answers_only
+    build, model, tokenizer, kind, batch, accumulated, answers_only, smoothing
 ) -> None:
     torch.manual_seed(0)
     if kind == "gpt2":
@@ -146,8 +148,8 @@ def test_the_loss_is_that_of_the_labelled_tokens_however_they_are_cut_into_batch
         model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=BLOCK, **small))
     settings = InstructionSettings(assistant_only_loss=answers_only)
     sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulated}
-    trainer = build(model, tokenizer, settings, max_steps=1, logging_steps=1, **sizes)
-    expected = loss_by_hand(model.eval(), list(trainer.data.train))
+    trainer = build(model, tokenizer, settings, max_steps=1, logging_steps=1, label_smoothing_factor=smoothing, **sizes)
+    expected = loss_by_hand(model.eval(), list(trainer.data.train), smoothing)
     trainer.train()
     assert losses_of(trainer) == pytest.approx([expected], rel=1e-5)
 
