@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 from minigpt.tokenization.tokenization_minigpt import MiniGPTTokenizer, UnknownCharacterError
 from minigpt.training.corpus import Corpus, CorpusError
+from minigpt.training.round_trip import describe_loss
 from minigpt.training.stream import TokenStream
 from minigpt.training.token_files import open_splits, publish, writable_folder, write_rows
 
 __all__ = ["ROW_TOKENS", "TokenStream", "tokenize_corpus"]
 
 ROW_TOKENS = 2**20  # one row for everything takes twenty times its size to build
-FORMAT = 1  # goes up when this file encodes otherwise than before, so that what older versions kept is not read
+FORMAT = 2  # goes up when this file encodes otherwise than before, so that what older versions kept is not read
 
 
 def tokenize_corpus(
@@ -52,8 +53,8 @@ def tokenize_corpus(
 
     Raises:
         UnknownCharacterError: The text has characters that the tokenizer lacks.
-        CorpusError: The text has parts that the tokenizer cannot express, has changed since it was loaded, or there is
-            no room for its tokens.
+        CorpusError: The text has parts that the tokenizer cannot express or does not give back, has changed since it
+            was loaded, or there is no room for its tokens.
     """
     if tokenizer is None:
         tokenizer = MiniGPTTokenizer.from_iterator(corpus.chunks())
@@ -124,6 +125,11 @@ def _encode_subwords(corpus: Corpus, start: int, text: str, tokenizer: Any) -> N
         raise CorpusError(
             f"{corpus.name} has text between the characters {start:,} and {start + len(text):,} that the tokenizer"
             f" knows only as {tokenizer.unk_token!r}; take one that was trained on such text."
+        )
+    if loss := describe_loss(text, ids.tolist(), tokenizer, start):
+        raise CorpusError(
+            f"the tokenizer ({type(tokenizer).__name__}) loses text of {corpus.name}: {loss}; take a tokenizer that"
+            " keeps every character, or a text that this one keeps."
         )
     return ids
 

@@ -1,6 +1,7 @@
 import errno
 import pickle
 import random
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import TokenizersBackend
 
 from minigpt.tokenization.tokenization_minigpt import MiniGPTTokenizer, UnknownCharacterError
@@ -222,6 +223,9 @@ class Recorder:
         self.pieces.append(text)
         return {"input_ids": [len(self.pieces) - 1]}
 
+    def decode(self, ids, **kwargs):
+        return "".join(self.pieces[number] for number in ids)
+
 
 def test_subwords_get_pieces_that_end_with_a_line(corpus_of, tmp_path, monkeypatch):
     monkeypatch.setattr(corpus_module, "CHUNK_CHARACTERS", 10)
@@ -244,6 +248,43 @@ def test_subwords_that_know_a_text_only_as_unknown_are_refused(corpus, tmp_path)
     words = Tokenizer(models.WordLevel({"<unk>": 0, "abc": 1}, unk_token="<unk>"))
     with pytest.raises(CorpusError, match=r"between the characters 0 and 901 .* only as '<unk>'"):
         tokenize_corpus(corpus, TokenizersBackend(tokenizer_object=words, unk_token="<unk>"), cache_dir=tmp_path)
+
+
+def drop_spaces(backend):
+    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(" ", "removed"), backend.pre_tokenizer])
+
+
+def lower_case(backend):
+    backend.normalizer = normalizers.Lowercase()
+
+
+def compose(backend):
+    backend.normalizer = normalizers.NFC()
+
+
+@pytest.mark.parametrize(
+    ("change", "text", "loss"),
+    [
+        (drop_spaces, "so far\n", "from character 2,006 on, ' far\\n' comes back as 'far\\n'"),
+        (lower_case, "so Far\n", "from character 2,007 on, 'Far\\n' comes back as 'far\\n'"),
+        (compose, "so fa\u0308r\n", "from character 2,008 on, 'a\u0308r\\n' comes back as '\u00e4r\\n'"),
+    ],
+)
+def test_a_tokenizer_that_loses_text_is_refused_wherever_it_does(corpus_of, tmp_path, monkeypatch, change, text, loss):
+    monkeypatch.setattr(corpus_module, "CHUNK_CHARACTERS", 500)
+    tokenizer = subwords(special_tokens=["<|endoftext|>"], eos_token="<|endoftext|>")
+    corpus = corpus_of("line\n" * 400 + "end\n" + text)
+    assert sum(map(len, tokenize_corpus(corpus, tokenizer, cache_dir=tmp_path / "kept").values())) > 0
+    change(tokenizer.backend_tokenizer)
+    with pytest.raises(CorpusError, match=re.escape(loss)):
+        tokenize_corpus(corpus, tokenizer, cache_dir=tmp_path / "lost")
+
+
+def test_a_space_that_a_tokenizer_adds_before_a_text_is_no_loss(corpus_of, tmp_path):
+    tokenizer = subwords()
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokens = tokenize_corpus(corpus_of(" two\nlines\n" * 20), tokenizer, cache_dir=tmp_path)
+    assert tokenizer.decode(flat(tokens["train"])) == (" two\nlines\n" * 20)[:198]
 
 
 def test_padding_left_by_an_earlier_call_does_not_change_the_cache_key(corpus, tmp_path):

@@ -9,6 +9,7 @@ import datasets
 from minigpt.errors import UsageError
 from minigpt.training.batches import IGNORED
 from minigpt.training.finetuning.conversations import Conversation, Conversations
+from minigpt.training.round_trip import describe_loss
 from minigpt.training.text_files import CorpusError
 
 _NAMED = 5
@@ -174,6 +175,8 @@ def _refuse_unknown(conversation: Conversation, tokenizer: Any) -> None:
             f"{conversation.where} has what the vocabulary lacks ({named}); take it out, or fine-tune the model "
             "on a text that has it with --extend_vocabulary, and then on conversations."
         )
+    if not hasattr(tokenizer, "stoi"):
+        _refuse_lossy(conversation, tokenizer)
 
 
 def _refuse_control_tokens(conversation: Conversation, tokenizer: Any) -> None:
@@ -187,3 +190,14 @@ def _refuse_control_tokens(conversation: Conversation, tokenizer: Any) -> None:
                     f"{conversation.where}: turn {number} spells {token}, which would be read as a control token and "
                     "not as text; take it out, or write it otherwise."
                 )
+
+
+def _refuse_lossy(conversation: Conversation, tokenizer: Any) -> None:
+    """Refuse a row of which the tokens do not give back what was said; a template's own text may have spaces added."""
+    said = [turn["content"] for turn in conversation.messages] or [conversation.prompt, conversation.completion]
+    for text in said:
+        if loss := describe_loss(text, tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer):
+            raise CorpusError(
+                f"the tokenizer ({type(tokenizer).__name__}) loses text of {conversation.where}: {loss}; take a model "
+                "whose tokenizer keeps every character, or a text that this one keeps."
+            )

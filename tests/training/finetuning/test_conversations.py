@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import normalizers
 
 from minigpt.errors import UsageError
 from minigpt.tokenization.subword import train_bpe
@@ -86,6 +87,14 @@ def test_of_a_prompt_and_its_completion_only_the_completion_is_learned(tokenizer
     assert tokenizer.decode(bare["input_ids"]) == "Who is there? Bernardo.<|endoftext|>"
     assert labelled(tokenizer, bare["input_ids"], bare["labels"]) == [" Bernardo.<|endoftext|>"]
     assert whole["labels"] == [IGNORED, *whole["input_ids"][1:]]  # nothing is before the first token
+
+
+@pytest.mark.parametrize("row", [{"messages": TALK}, {"prompt": "Who is there?", "completion": " Bernardo."}])
+def test_a_tokenizer_that_loses_what_is_said_is_refused(tmp_path: Path, row: Any) -> None:
+    tokenizer = train_bpe(["user: assistant: who is there? nay, answer me.\n"] * 20, 280, chat_template=CHAT_TEMPLATE)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    with pytest.raises(CorpusError, match=r"loses text of talk\.jsonl, line 1: from character 0 on, '(Be|Who).* comes"):
+        label_rows(load_conversations(write(tmp_path, row)), tokenizer, 300)
 
 
 def test_all_is_learned_where_that_is_asked_for(tokenizer: Any, tmp_path: Path) -> None:

@@ -17,13 +17,15 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
 )
 
 from minigpt.cli import main
 from minigpt.hub.adapters import base_sha256
 from minigpt.hub.publishing.publish import push_folder
 from minigpt.tokenization.tokenization_minigpt import MiniGPTTokenizer
-from minigpt.training.corpus import load_text
+from minigpt.training.corpus import CorpusError, load_text
 from minigpt.training.evaluation import validation_loss
 from minigpt.training.finetuning.base_model import check_loss
 from minigpt.training.finetuning.run import finetune, main_finetune
@@ -106,6 +108,24 @@ def test_a_resumed_fine_tuning_ends_as_the_uninterrupted_one(base, prose, tmp_pa
     finetune(base, str(prose), training=resumed)
     ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("again", "whole"))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_tokenizer_that_opens_as_a_class_that_loses_text_is_refused_before_training(prose, tmp_path):
+    alphabet = sorted(set(prose.read_text(encoding="utf-8")))
+    backend = Tokenizer(models.BPE({character: place for place, character in enumerate(alphabet)}, merges=[]))
+    backend.decoder = decoders.Fuse()
+    # By this config transformers opens a `Qwen2Tokenizer`, which cuts text at spaces and has no ids for them.
+    config = Qwen2Config(
+        vocab_size=32, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2
+    )
+    Qwen2ForCausalLM(config).save_pretrained(tmp_path / "qwen2")
+    PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(tmp_path / "qwen2")
+    lost = (
+        r"\(Qwen2Tokenizer\) loses text of prose.txt: from character 1 on, ' good king is a swee' comes back as 'good"
+    )
+    with pytest.raises(CorpusError, match=lost):
+        finetune(tmp_path / "qwen2", str(prose), block_size=8, training={**SHORT, "output_dir": str(tmp_path / "run")})
+    assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
 def byte_level_tokenizer(text, **special):
