@@ -1,7 +1,6 @@
 """Whole checkpoints: how to tell one, how to find the last, and which to keep."""
 
 import logging
-import re
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -14,21 +13,18 @@ from transformers.trainer_pt_utils import safe_globals
 from minigpt.errors import UsageError
 from minigpt.hub.adapters import CONFIG as ADAPTER_CONFIG
 from minigpt.hub.adapters import WEIGHTS as ADAPTER_WEIGHTS
+from minigpt.hub.file_names import CHECKPOINT, UNFINISHED
 from minigpt.hub.json_files import AS_SAVED, kind_of, parse_json, read_object
 from minigpt.hub.saved_json import check_json
 from minigpt.training.checksums import CHECKSUMS, changed_file
 
 logger = logging.getLogger(__name__)
 
-# Under this name in the run's folder a checkpoint is written. Nothing of transformers takes it for a checkpoint, and
-# names that begin with an underscore are never uploaded.
-UNFINISHED = "_unfinished"
 # The hash of the text that a checkpoint was trained on.
 TEXT_HASH = "text.sha256"
 # What else a run that goes on must have in common with the one that stopped.
 SETTINGS = "settings.json"
 
-_NAME = re.compile(r"checkpoint-(\d+)")
 # What FSDP and DeepSpeed keep their weights and optimizers in, in place of single files.
 _SHARDED_STATES = ("pytorch_model_fsdp*", "optimizer_*", "global_step*")
 
@@ -41,7 +37,7 @@ def all_checkpoints(run_dir: Path) -> list[Path]:
     """The checkpoints of a run by their steps, the first first."""
     if not run_dir.is_dir():
         return []
-    named = [(int(match[1]), path) for path in run_dir.iterdir() if (match := _NAME.fullmatch(path.name))]
+    named = [(int(match[1]), path) for path in run_dir.iterdir() if (match := CHECKPOINT.fullmatch(path.name))]
     return [path for _, path in sorted(named) if path.is_dir()]
 
 
@@ -136,6 +132,11 @@ def _check_state(file: Path) -> None:
             raise UsageError(f"its {file.name} has a {name} that is {kind_of(value)}; {AS_SAVED}.")
         if name == "log_history" and not all(isinstance(entry, dict) for entry in value):
             raise UsageError(f"its {file.name} has a {name} with an entry that is no object; {AS_SAVED}.")
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return after how many steps a checkpoint was written."""
+    return int(read_object(checkpoint / "trainer_state.json")["global_step"])
 
 
 def _weight_files(checkpoint: Path) -> list[Path]:

@@ -112,15 +112,16 @@ def run_to_the_end(
         curves=curves,
         libraries=libraries,
     )
-    trainer.save_model(_internal_call=True)  # pushes nothing yet
-    trainer.save_state()
-    if args.should_save:
-        sample = trainer.sample(SAMPLE_TOKENS)
-        (folder / "sample.txt").write_text(sample + "\n", encoding="utf-8")
-        draw_losses(report, folder / "loss.png")
-        write_json(folder / "run.json", report)
-        if args.process_index == 0:
-            _print_results(folder, report, sample)
+    sample = trainer.sample(SAMPLE_TOKENS) if args.should_save else ""
+    with trainer.staged_files() as staged:
+        trainer.save_model(str(staged), _internal_call=True)  # pushes nothing yet
+        if args.should_save:
+            state.save_to_json(str(staged / "trainer_state.json"))
+            (staged / "sample.txt").write_text(sample + "\n", encoding="utf-8")
+            draw_losses(report, staged / "loss.png")
+            write_json(staged / "run.json", report)
+    if args.process_index == 0:
+        _print_results(folder, report, sample)
     if args.push_to_hub and (pushed := trainer.push_to_hub(commit_message=None)) is not None:
         print(f"hub      {pushed.url}", flush=True)
     return Run(folder, network, trainer.processing_class, validation, report)

@@ -7,37 +7,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedConfig
+from accelerate.utils import is_peft_model
+from torch import nn
+from transformers import PreTrainedConfig, TrainingArguments
+from transformers.trainer_utils import SaveStrategy
 
 from minigpt.hub.adapters import BASE_HASH
+from minigpt.hub.disk import nearest_existing
+from minigpt.hub.file_names import written_files
+from minigpt.hub.folders import check_path
 from minigpt.hub.json_files import read_object, understanding
 from minigpt.hub.opening import opening
-from minigpt.hub.publishing.card import CARD, is_generated
-from minigpt.modeling_minigpt import configuration_minigpt
-from minigpt.training.checkpoints import SETTINGS, TEXT_HASH, UNFINISHED, all_checkpoints
+from minigpt.training.checkpoints import SETTINGS, TEXT_HASH, all_checkpoints
 
-# What a run writes beside its checkpoints, and so what `--overwrite` may delete.
-_WRITTEN = (
-    "config.json",
-    "generation_config.json",
-    "model.safetensors",
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "chat_template.jinja",
-    "training_args.bin",
-    "trainer_state.json",
-    BASE_HASH,
-    "run.json",
-    "loss.png",
-    "sample.txt",
-)
-# Weights of another model than a run's, which would be taken for this one's.
-_SHARDS = ("model-*-of-*.safetensors", "model.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.json")
-_BYTES_A_PARAMETER = 4
 _ADAM_STATES = 2
+_BYTES_A_STATE = 4
 
 
 class RunError(ValueError):
@@ -48,10 +32,11 @@ def check_folder(folder: Path, *, resuming: bool, overwrite: bool) -> None:
     """Refuses a folder that already holds a run, unless that is to be continued or replaced, and one without writing.
 
     Raises:
-        RunError: It holds a model or a checkpoint, is a file, or cannot be written.
+        UsageError: `check_path` refuses it.
+        RunError: It holds a model or a checkpoint, or cannot be written.
     """
-    if folder.exists() and not folder.is_dir():
-        raise RunError(f"{folder} is a file; name another --output_dir.")
+    if not resuming or folder.is_file():  # what a run has begun in any folder, it may go on with there
+        check_path(folder, "--output_dir")
     holds_model = any((folder / name).exists() for name in ("config.json", "adapter_config.json"))
     if not resuming and not overwrite and (holds_model or all_checkpoints(folder)):
         raise RunError(
@@ -59,45 +44,45 @@ def check_folder(folder: Path, *, resuming: bool, overwrite: bool) -> None:
             "or name another --output_dir."
         )
     try:
-        with tempfile.TemporaryFile(dir=_nearest_existing(folder)):
+        with tempfile.TemporaryFile(dir=nearest_existing(folder)):
             pass
     except OSError as error:
         raise RunError(f"{folder} cannot be written ({error.strerror or error}); name another --output_dir.") from error
 
 
-def check_room(folder: Path, num_parameters: int, checkpoints: int | None) -> None:
+def check_room(folder: Path, network: nn.Module, args: TrainingArguments, *, resuming: bool) -> None:
     """Refuses a disk on which the model and its checkpoints have no room.
+
+    Counted are the checkpoints that are kept (two if that is all of them), one more that is written before an old one
+    goes, and the finished model, which is written before the one of an earlier run goes. What a run that is continued
+    or overwritten has written already needs no new room.
 
     Args:
         folder: Where they are to lie.
-        num_parameters: Of the model.
-        checkpoints: How many are kept; None for all, of which two are counted. One more is counted, for a new one is
-            whole before an old one goes.
+        network: What is trained. Of one with an adapter only the trained weights are saved.
+        args: Of the run.
+        resuming: Whether the folder's checkpoints stay.
 
     Raises:
         RunError: There is too little room.
     """
-    weights = num_parameters * _BYTES_A_PARAMETER
-    needed = weights + ((checkpoints or 2) + 1) * weights * (1 + _ADAM_STATES)
-    free = shutil.disk_usage(_nearest_existing(folder)).free
+    trained = [weight for weight in network.parameters() if weight.requires_grad]
+    saved = trained if is_peft_model(network) else [*network.parameters()]
+    weights = sum(weight.numel() * weight.element_size() for weight in saved)
+    states = 0 if args.save_only_model else _ADAM_STATES * _BYTES_A_STATE * sum(weight.numel() for weight in trained)
+    kept = 0 if args.save_strategy == SaveStrategy.NO else max(args.save_total_limit or 2, 2) + 1
+    needed = kept * (weights + states) + weights
+    free = shutil.disk_usage(nearest_existing(folder)).free
+    written = sum(_size(path) for path in written_files(folder)) if folder.is_dir() else 0
+    if not resuming:
+        free += written
+    elif args.save_total_limit:
+        needed = max(needed - written, weights + states)
     if free < needed:
         raise RunError(
             f"the run needs about {needed / 1e6:,.1f} MB and the disk of {folder} has {free / 1e6:,.1f} MB free; make "
             "room or name another --output_dir."
         )
-
-
-def clear_folder(folder: Path) -> None:
-    """Deletes the run that a folder holds, and leaves alone whatever no run has written."""
-    for checkpoint in (*all_checkpoints(folder), folder / UNFINISHED):
-        shutil.rmtree(checkpoint, ignore_errors=True)
-    copied_code = [file.name for file in Path(configuration_minigpt.__file__).parent.glob("[!_]*_*.py")]
-    shards = [file.name for pattern in _SHARDS for file in folder.glob(pattern)]
-    for name in (*_WRITTEN, *shards, *copied_code):
-        (folder / name).unlink(missing_ok=True)
-    card = folder / CARD
-    if card.is_file() and is_generated(card.read_text(encoding="utf-8", errors="replace")):
-        card.unlink()
 
 
 def check_same_text(checkpoint: Path, sha256: str) -> None:
@@ -197,5 +182,6 @@ def _kept_hash(file: Path, unless_kept: str) -> str:
     return file.read_text(encoding="utf-8").strip() if file.is_file() else unless_kept
 
 
-def _nearest_existing(folder: Path) -> Path:
-    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+def _size(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else (path,)
+    return sum(file.stat().st_size for file in files if file.is_file())

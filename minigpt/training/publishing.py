@@ -11,7 +11,8 @@ from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils.hub import PushInProgress
 
 from minigpt.errors import UsageError
-from minigpt.hub.publishing.card import CARD, model_card
+from minigpt.hub.file_names import CARD
+from minigpt.hub.publishing.card import model_card
 from minigpt.hub.publishing.ongoing import open_repository, push_checkpoint
 from minigpt.hub.publishing.publish import Push, push_folder
 from minigpt.hub.publishing.refusals import PushFailed, find_token

@@ -7,14 +7,17 @@ from typing import Any
 
 from transformers import PreTrainedModel, set_seed
 
+from minigpt.hub.folders import clear_folder
+from minigpt.hub.run_lock import hold_folder
 from minigpt.hub.trained import check_vocabulary
 from minigpt.modeling_minigpt.generation_minigpt import lecture_generation_config
+from minigpt.training.arguments import MiniGPTTrainingArguments
 from minigpt.training.checkpoints import find_checkpoint
 from minigpt.training.command_line import parse_train_command
 from minigpt.training.completion import Run, describe_text, run_to_the_end
 from minigpt.training.corpus import Corpus, SplitSettings, load_text
 from minigpt.training.interruption import exit_if_interrupted
-from minigpt.training.output_folder import check_folder, check_room, check_same_model, check_same_text, clear_folder
+from minigpt.training.output_folder import check_folder, check_room, check_same_model, check_same_text
 from minigpt.training.preparation import build_arguments, check_push
 from minigpt.training.presets import MODEL_CLASSES, Preset, get_preset
 from minigpt.training.report import hardware
@@ -58,7 +61,7 @@ def train(
         data: What `load_text` takes; by default what it finds.
         split: Settings of the validation split; by default the last tenth of the text.
         device: `cpu`, `cuda` or `mps`; by default the best there is.
-        overwrite: Whether a run that the output folder already holds is replaced.
+        overwrite: Whether a run that the output folder already holds is replaced; other files stay.
         vocabulary: What the tokens are; by default the text's characters.
         model: Fields of the model's config that differ from the preset's.
         training: Arguments of `MiniGPTTrainingArguments` that differ from the preset's, `output_dir` (by default
@@ -86,6 +89,23 @@ def train(
     if is_main:
         check_folder(folder, resuming=resuming, overwrite=overwrite)
         check_push(args, chosen.model_type)
+    with hold_folder(folder) if is_main else nullcontext():
+        return _train(chosen, data, split, args, dict(model or {}), vocabulary, overwrite=overwrite)
+
+
+def _train(
+    chosen: Preset,
+    data: Any,
+    split: SplitSettings | None,
+    args: MiniGPTTrainingArguments,
+    model: dict[str, Any],
+    vocabulary: Vocabulary,
+    *,
+    overwrite: bool,
+) -> Run:
+    """Trains, in a folder that is locked."""
+    folder, is_main = Path(args.output_dir), args.process_index == 0
+    resuming = bool(args.resume_from_checkpoint)
     checkpoint = find_checkpoint(folder, args.resume_from_checkpoint) if resuming else None
 
     corpus = load_text(data, split=split)
@@ -97,12 +117,12 @@ def train(
         tokenizer = vocabulary.learn(corpus)
         tokens = tokenize_corpus(corpus, tokenizer)
     set_seed(args.seed)
-    network = _build_model(chosen, tokenizer, dict(model or {}))
+    network = _build_model(chosen, tokenizer, model)
     if checkpoint:
         check_same_model(checkpoint, network.config, tokenizer)
         training_segments(checkpoint, args)  # refuses other arguments
     if is_main:
-        check_room(folder, network.num_parameters(), args.save_total_limit)
+        check_room(folder, network, args, resuming=resuming)
     trainer = MiniGPTTrainer(
         network,
         args,

@@ -5,13 +5,11 @@ On a CPU the last digits also depend on the number of threads and on the CPU: su
 
 import json
 import logging
-import os
 import shutil
-import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +19,22 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from minigpt.hub.adapters import BASE_HASH, refuse_unfit_adapter
+from minigpt.hub.adapters import CONFIG as ADAPTER_CONFIG
+from minigpt.hub.disk import force_to_disk, plain_save_errors
+from minigpt.hub.file_names import CARD, RUN, UNFINISHED
 from minigpt.hub.json_files import read_object, understanding
-from minigpt.hub.publishing.card import CARD
+from minigpt.hub.run_lock import hold_folder
 from minigpt.hub.weights import check_files
 from minigpt.training.checkpoints import (
     SETTINGS,
     TEXT_HASH,
-    UNFINISHED,
+    CheckpointError,
     checkpoint_fault,
     delete_surplus,
     find_checkpoint,
+    last_whole_checkpoint,
     remove_unfinished,
+    step_of,
 )
 from minigpt.training.checksums import write_checksums
 from minigpt.training.progress import no_progress_bars
@@ -51,7 +54,8 @@ class StagedTrainer(Trainer):
     have died. Beside the stock state it holds the running loss, so that the losses which a resumed run logs are those
     of an uninterrupted one.
 
-    `train(resume_from_checkpoint=True)` takes the last whole checkpoint of the output folder.
+    `train(resume_from_checkpoint=True)` takes the last whole checkpoint of the output folder. While it trains, no other
+    run can write to that folder. `save_model()` stages what it writes there as well.
 
     Args:
         *args: As for `transformers.Trainer`.
@@ -78,6 +82,7 @@ class StagedTrainer(Trainer):
         self._settings = settings
         self._staging: Path | None = None
         self._resumed_from: Path | None = None
+        self._resumed_step = 0
         self._kept: set[Path] = set()
         self.segments: list[Segment] = []
         super().__init__(*args, **kwargs)
@@ -91,20 +96,66 @@ class StagedTrainer(Trainer):
             UsageError: It was trained with other arguments, and nothing says that they may change.
         """
         run_dir = Path(self.args.output_dir)
-        self._resumed_from = find_checkpoint(run_dir, resume_from_checkpoint) if resume_from_checkpoint else None
-        if self._resumed_from:
-            self._refuse_unfit(self._resumed_from)
-        self.segments = training_segments(self._resumed_from, self.args)
-        if len(threads := threads_of(self.segments)) > 1 and self.is_world_process_zero():
-            logger.warning(
-                "The parts of this run compute with %s threads, so the last digits of its weights will differ from "
-                "those of a run that was never stopped; set OMP_NUM_THREADS=%d to resume with as many as before.",
-                " and then ".join(map(str, threads)),
-                threads[0],
+        is_trial = bool(args and args[0]) or bool(kwargs.get("trial"))  # each has a folder of its own
+        with hold_folder(run_dir) if self.is_world_process_zero() and not is_trial else nullcontext():
+            self._resumed_from = find_checkpoint(run_dir, resume_from_checkpoint) if resume_from_checkpoint else None
+            self._resumed_step = 0
+            if self._resumed_from:
+                self._refuse_unfit(self._resumed_from)
+                self._resumed_step = step_of(self._resumed_from)
+            self.segments = training_segments(self._resumed_from, self.args)
+            if len(threads := threads_of(self.segments)) > 1 and self.is_world_process_zero():
+                logger.warning(
+                    "The parts of this run compute with %s threads, so the last digits of its weights will differ from "
+                    "those of a run that was never stopped; set OMP_NUM_THREADS=%d to resume with as many as before.",
+                    " and then ".join(map(str, threads)),
+                    threads[0],
+                )
+            if self.args.should_save:
+                remove_unfinished(run_dir)
+            return super().train(str(self._resumed_from) if self._resumed_from else None, *args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves the model, as in transformers; into the run's own folder whole or not at all."""
+        if output_dir is not None and Path(output_dir) != Path(self.args.output_dir):
+            return super().save_model(output_dir, _internal_call)
+        with self.staged_files() as staged:
+            super().save_model(str(staged), _internal_call=True)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    @contextmanager
+    def staged_files(self) -> Iterator[Path]:
+        """Gives a folder whose files replace those in the run's folder when the block ends well in all processes.
+
+        Raises:
+            SaveError: The disk is full; the files in the run's folder are as they were.
+        """
+        run_dir = Path(self.args.output_dir)
+        staged = run_dir / UNFINISHED / "model"
+        with self._plain_save_errors(run_dir):
+            try:
+                if self.args.should_save:
+                    staged.mkdir(parents=True, exist_ok=True)
+                yield staged
+                self.accelerator.wait_for_everyone()
+                if self.args.should_save:
+                    _publish_files(staged, run_dir)
+            finally:
+                if self.args.should_save:
+                    remove_unfinished(run_dir)
+
+    def _plain_save_errors(self, name: Path) -> AbstractContextManager[None]:
+        def remedy() -> str:
+            last = last_whole_checkpoint(Path(self.args.output_dir))
+            if last is None:
+                return "make room on that disk, then start again; no checkpoint is whole yet"
+            return (
+                f"make room on that disk, then use the same command and --resume_from_checkpoint; {last} is whole and "
+                "the run goes on from there"
             )
-        if self.args.should_save:
-            remove_unfinished(run_dir)
-        return super().train(str(self._resumed_from) if self._resumed_from else None, *args, **kwargs)
+
+        return plain_save_errors(name, remedy)
 
     def _refuse_unfit(self, checkpoint: Path) -> None:
         """Refuse weights that are not this model's, which the stock Trainer would load as far as they go."""
@@ -124,6 +175,11 @@ class StagedTrainer(Trainer):
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
         started = super()._init_training_state(*args, **kwargs)
+        if self.state.global_step != self._resumed_step:  # its weights are loaded by now
+            raise CheckpointError(
+                f"{self._resumed_from} is at step {self._resumed_step} and its state was gone when it was to be read; "
+                "name another checkpoint."
+            )
         if self.state.best_global_step:
             # The folder may have been moved since, and a checkpoint in it may have been damaged.
             best = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"
@@ -161,12 +217,21 @@ class StagedTrainer(Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self._show_averaged_weights()
         run_dir = Path(self._get_output_dir(trial))
-        name = f"checkpoint-{self.state.global_step}"
-        staged, final = run_dir / UNFINISHED / name, run_dir / name
+        final = run_dir / f"checkpoint-{self.state.global_step}"
+        best = run_dir / f"checkpoint-{self.state.best_global_step}"
+        with self._plain_save_errors(final):
+            self._stage_checkpoint(model, trial, final, best)
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(final))
+        self._kept = {final, best} if best.is_dir() else {final}
+        self._delete_surplus()
+
+    def _stage_checkpoint(self, model: Any, trial: Any, final: Path, best: Path) -> None:
+        run_dir = final.parent
+        staged = run_dir / UNFINISHED / final.name
         self._staging = staged.parent
         try:
             super()._save_checkpoint(model, trial)
-            best = run_dir / f"checkpoint-{self.state.best_global_step}"
             if best == final or best.is_dir():
                 self.state.best_model_checkpoint = str(best)
             if self.args.should_save:
@@ -176,24 +241,19 @@ class StagedTrainer(Trainer):
                     (staged / TEXT_HASH).write_text(f"{self._text_sha256}\n", encoding="utf-8")
                 if self._settings:
                     (staged / SETTINGS).write_text(json.dumps(dict(self._settings)) + "\n", encoding="utf-8")
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                _publish(staged, final)
         except BaseException:
             if self.args.should_save:
                 remove_unfinished(run_dir)
             raise
         finally:
             self._staging = None
-
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            _publish(staged, final)
         self.accelerator.wait_for_everyone()
         if self.is_local_process_zero() and staged.is_dir():
             # A machine with a disk of its own that does not save: only its generators' states are here.
             _publish(staged, final)
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(str(final))
-        self._kept = {final, best} if best.is_dir() else {final}
-        self._delete_surplus()
 
     def _delete_surplus(self) -> None:
         """Deletes checkpoints beyond the limit, but never the last, the best, or one that is still needed."""
@@ -298,20 +358,28 @@ def _publish(staged: Path, final: Path) -> None:
     """Gives a finished checkpoint its name; from then on it is there, also after a power failure."""
     write_checksums(staged, but=(TRAINING_ARGS_NAME,))  # which nothing reads, and the Hub does not get
     for path in (*staged.rglob("*"), staged):
-        _force_to_disk(path)
+        force_to_disk(path)
     if final.exists():  # a damaged one, or one of another run in the same folder
         final.rename(staged.parent / "replaced")
     staged.rename(final)
-    _force_to_disk(final.parent)
+    force_to_disk(final.parent)
     shutil.rmtree(staged.parent, ignore_errors=True)
 
 
-def _force_to_disk(path: Path) -> None:
-    if path.is_dir() and sys.platform == "win32":
-        return  # Windows opens no folders
-    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR
-    descriptor = os.open(path, flags | getattr(os, "O_BINARY", 0))
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _publish_files(staged: Path, folder: Path) -> None:
+    """Moves files into a folder, in an order in which no moment shows the results of another model.
+
+    A config without weights would be taken for a model, and results tell of the weights beside them.
+    """
+    for path in (*staged.rglob("*"), staged):
+        force_to_disk(path)
+    late = ("config.json", ADAPTER_CONFIG, *reversed(RUN))
+    names = sorted((path.name for path in staged.iterdir()), key=lambda name: late.index(name) if name in late else -1)
+    for name in set(RUN) & set(names):
+        (folder / name).unlink(missing_ok=True)
+    force_to_disk(folder)
+    for name in names:
+        if (folder / name).is_dir():  # of DeepSpeed
+            shutil.rmtree(folder / name)
+        (staged / name).replace(folder / name)
+    force_to_disk(folder)

@@ -198,7 +198,8 @@ def test_what_is_there_is_replaced_only_when_asked(trained: Path, capsys: pytest
     assert "already holds something" in capsys.readouterr().err
     assert [path.name for path in output.iterdir()] == ["mine.txt"]
     assert main(["export", str(trained), "--to", "gpt2", "--overwrite"]) == 0
-    assert not (output / "mine.txt").exists()
+    assert (output / "config.json").is_file()
+    assert (output / "mine.txt").read_text(encoding="utf-8") == "mine"
 
 
 def test_the_model_itself_is_never_replaced(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

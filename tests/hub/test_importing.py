@@ -436,7 +436,8 @@ def test_an_output_that_holds_something_is_kept_unless_it_is_to_be_replaced(chec
         import_model(checkpoint, tmp_path / "model", meta=meta)
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["mine"]
     import_model(checkpoint, tmp_path / "model", meta=meta, overwrite=True)
-    assert not (tmp_path / "model" / "mine").exists()
+    assert (tmp_path / "model" / "config.json").is_file()
+    assert (tmp_path / "model" / "mine").read_text(encoding="utf-8") == "mine"
 
 
 @pytest.mark.parametrize("output", ["out", ".", "vocabulary"])

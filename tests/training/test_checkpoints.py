@@ -4,17 +4,23 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from minigpt.errors import UsageError
+from minigpt.hub.disk import SaveError
+from minigpt.hub.run_lock import LOCK, FolderInUse
 from minigpt.modeling_minigpt.modeling_minigpt import MiniGPTForCausalLM
 from minigpt.training.checkpoints import (
     UNFINISHED,
@@ -331,6 +337,84 @@ def test_moved_run_finds_its_best_checkpoint(build_trainer, tmp_path):
     moved = build_trainer(tmp_path / "moved", max_steps=8, save_steps=4)
     moved.train(resume_from_checkpoint=True)
     assert moved.state.best_model_checkpoint == str(tmp_path / "moved" / f"checkpoint-{moved.state.best_global_step}")
+
+
+# What torch and safetensors say of a disk that is full.
+FULL = [
+    (OSError(28, "No space left on device"), "No space left on device"),
+    (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"), "the disk takes no more"),
+    (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), "No space left"),
+]
+
+
+@pytest.mark.parametrize(("error", "reason"), FULL, ids=lambda value: type(value).__name__)
+def test_full_disk_is_one_sentence_that_says_what_is_whole(build_trainer, tmp_path, monkeypatch, error, reason):
+    trainer = build_trainer(tmp_path / "run")
+    original, run = torch.save, tmp_path / "run"
+
+    def save(value, file, *args, **kwargs):
+        if trainer.state.global_step >= 6 and str(file).endswith("optimizer.pt"):
+            raise error
+        original(value, file, *args, **kwargs)
+
+    with monkeypatch.context() as full:
+        full.setattr(torch, "save", save)
+        with pytest.raises(SaveError) as raised:
+            trainer.train()
+    said = re.sub(rf"\({reason}.*?\)", "(reason)", str(raised.value))
+    assert said == (
+        f"{run / 'checkpoint-6'} could not be written (reason); make room on that disk, then use the same command and "
+        f"--resume_from_checkpoint; {run / 'checkpoint-4'} is whole and the run goes on from there."
+    )
+    assert not (run / UNFINISHED).exists()
+    whole = trained(build_trainer(tmp_path / "whole"))
+    resumed = build_trainer(run)
+    resumed.train(resume_from_checkpoint=True)
+    assert_same_weights(weights(resumed), weights(whole))
+
+
+def test_other_errors_of_a_save_keep_their_own_words(build_trainer, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "save", lambda *args, **kwargs: torch.zeros(2).view(3))
+    with pytest.raises(RuntimeError, match="shape"):
+        build_trainer(tmp_path / "run").train()
+
+
+def test_saving_the_model_once_more_replaces_it_whole_or_not_at_all(build_trainer, tmp_path, monkeypatch):
+    trainer = trained(build_trainer(tmp_path / "run"))
+    trainer.save_model()
+    before = (tmp_path / "run" / "model.safetensors").read_bytes()
+
+    def half(model, folder, **kwargs):
+        (Path(folder) / "model.safetensors").write_bytes(before[:100])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(MiniGPTForCausalLM, "save_pretrained", half)
+    with pytest.raises(SaveError, match=r"run could not be written \(No space left on device\)"):
+        trainer.save_model()
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
+    assert not (tmp_path / "run" / UNFINISHED).exists()
+
+
+def test_checkpoint_that_vanishes_while_it_is_read_is_not_taken_for_the_start(build_trainer, tmp_path, monkeypatch):
+    trained(build_trainer(tmp_path / "run"))
+    resumed = build_trainer(tmp_path / "run")
+    loop = resumed._inner_training_loop
+
+    def lose_and_train(*args, **kwargs):  # the weights are loaded by now
+        shutil.rmtree(tmp_path / "run" / "checkpoint-6")
+        return loop(*args, **kwargs)
+
+    monkeypatch.setattr(resumed, "_inner_training_loop", lose_and_train)
+    with pytest.raises(CheckpointError, match=r"checkpoint-6 is at step 6 and its state was gone"):
+        resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-6"))
+
+
+def test_trainer_is_refused_a_folder_in_which_another_run_trains(build_trainer, tmp_path):
+    trainer = build_trainer(tmp_path / "run")
+    with FileLock(tmp_path / "run" / LOCK), pytest.raises(FolderInUse, match="another run is writing to"):
+        trainer.train()
+    trainer.train()
+    assert not (tmp_path / "run" / LOCK).exists()
 
 
 def test_failed_save_leaves_no_trace_and_the_last_whole_one(build_trainer, tmp_path, monkeypatch):

@@ -18,12 +18,12 @@ from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, Trainin
 from minigpt.cli import main
 from minigpt.errors import UsageError
 from minigpt.hub.adapters import base_sha256
+from minigpt.hub.folders import clear_folder
 from minigpt.hub.publishing.card import is_generated
 from minigpt.hub.publishing.refusals import PushFailed
 from minigpt.training import publishing
 from minigpt.training.batches import RandomCrops, collate
 from minigpt.training.checkpoints import all_checkpoints, checkpoint_fault
-from minigpt.training.output_folder import clear_folder
 from minigpt.training.stream import TokenStream
 from minigpt.training.trainer import MiniGPTTrainer
 

@@ -4,7 +4,9 @@ import json
 import math
 import re
 import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +16,11 @@ from minigpt.cli import main
 from minigpt.modeling_minigpt.configuration_minigpt import MiniGPTConfig
 from minigpt.modeling_minigpt.modeling_minigpt import MiniGPTForCausalLM
 from minigpt.training import output_folder
+from minigpt.training.corpus import load_text
 from minigpt.training.evaluation import validation_loss
 from minigpt.training.run import main_train, train
 from minigpt.training.stream import TokenStream
+from minigpt.training.tokens import tokenize_corpus
 
 SMALL = ["--n_embd", "8", "--n_layer", "1", "--n_head", "2", "--block_size", "8", "--device", "cpu"]
 SHORT = ["--max_steps", "4", "--eval_interval", "2", "--eval_iters", "1", "--sample_length", "10"]
@@ -133,6 +137,109 @@ def test_overwrite_leaves_no_code_of_another_kind_of_model(options, tmp_path):
     assert not any("bigram" in name for name in names)
 
 
+@pytest.mark.parametrize("moment", ["draw_losses", "write_json", "replace 1", "replace 3", "replace 10", "replace 13"])
+def test_run_killed_in_its_final_save_never_shows_results_of_other_weights(options, tmp_path, monkeypatch, moment):
+    folder = tmp_path / "run"
+    shutil.copy(options[1], tmp_path / "verse.txt")
+    main_train(options)
+
+    class Killed(BaseException):
+        pass
+
+    calls, replace = 0, Path.replace
+
+    def die(*args):
+        raise Killed
+
+    def die_in_time(source, target):
+        nonlocal calls
+        calls += Path(target).parent == folder
+        return die() if calls == int(moment.split()[1]) else replace(source, target)
+
+    with monkeypatch.context() as fatal:
+        if moment.startswith("replace"):
+            fatal.setattr(Path, "replace", die_in_time)
+        else:
+            fatal.setattr(f"minigpt.training.completion.{moment}", die)
+        # Who is killed cleans nothing up.
+        fatal.setattr("minigpt.training.staging.remove_unfinished", lambda run_dir: None)
+        with pytest.raises(Killed):
+            main_train([*options, "--max_steps", "8", "--resume_from_checkpoint", "--resume_with_changes"])
+    assert_results_are_of_the_weights(folder)
+    main_train([*options, "--max_steps", "8", "--resume_from_checkpoint", "--resume_with_changes"])
+    assert_results_are_of_the_weights(folder)
+    assert json.loads((folder / "run.json").read_text(encoding="utf-8"))["training"]["steps"] == 8
+    assert not (folder / "_unfinished").exists()
+
+
+def assert_results_are_of_the_weights(folder):
+    """What a folder says of its model is true, or it says nothing."""
+    if not (folder / "run.json").is_file():
+        assert not list(folder.glob("loss.png")) or not list(folder.glob("sample.txt"))
+        return
+    losses = json.loads((folder / "run.json").read_text(encoding="utf-8"))["losses"]["validation"]
+    corpus = load_text(folder.parent / "verse.txt")
+    tokens = tokenize_corpus(corpus, AutoTokenizer.from_pretrained(folder))
+    exact = validation_loss(AutoModelForCausalLM.from_pretrained(folder), TokenStream(tokens["validation"]), 8)
+    assert losses["loss"] == pytest.approx(exact.loss, abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limits of this kind")
+def test_disk_that_takes_no_more_ends_a_run_in_one_sentence_and_the_run_can_go_on(options, tmp_path):
+    # The weights fit under the limit, and the optimizer's state does not: torch's own writer meets it.
+    limited = (
+        "import resource, sys; from minigpt.cli import main; import pathlib\n"
+        "limit = 2 * pathlib.Path(sys.argv[1]).stat().st_size\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))\n"
+        "raise SystemExit(main(sys.argv[2:]))"
+    )
+    wide = [*options, "--n_embd", "128", "--save_steps", "2"]
+    main_train([*wide, "--max_steps", "2"])
+    weights, command = (
+        tmp_path / "run" / "model.safetensors",
+        ["train", *wide, "--resume_from_checkpoint", "--resume_with_changes"],
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", limited, str(weights), *command], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 1
+    (line,) = [line for line in ended.stderr.splitlines() if line.startswith("minigpt: ")]
+    assert line.startswith(f"minigpt: {tmp_path / 'run' / 'checkpoint-4'} could not be written (the disk takes no more")
+    assert f"{tmp_path / 'run' / 'checkpoint-2'} is whole" in line
+    assert "inline_container" not in ended.stderr
+    assert main(command) == 0
+
+
+@pytest.mark.parametrize(
+    ("extra", "copies"),
+    [
+        ([], 1 + 3 * 3),  # two checkpoints and a third while it is written, each with both states of Adam; the model
+        (["--save_total_limit", "1"], 1 + 3 * 3),  # the best one stays beside the last
+        (["--save_total_limit", "4"], 1 + 3 * 5),
+        (["--save_only_model"], 1 + 3),
+        (["--save_strategy", "no"], 1),
+    ],
+    ids=str,
+)
+def test_room_is_counted_for_all_that_is_there_at_once(options, tokenizer, monkeypatch, tmp_path, extra, copies):
+    usage = shutil.disk_usage(tmp_path)._replace(free=0)
+    monkeypatch.setattr(output_folder.shutil, "disk_usage", lambda path: usage)
+    config = MiniGPTConfig(vocab_size=len(tokenizer), n_embd=32, n_layer=1, n_head=2, block_size=8)
+    parameters = sum(weight.numel() for weight in MiniGPTForCausalLM(config).parameters())
+    with pytest.raises(ValueError, match=rf"needs about {parameters * 4 * copies / 1e6:.1f} MB and"):
+        main_train([*options, "--n_embd", "32", *extra])
+
+
+def test_room_that_a_run_has_taken_already_is_not_asked_for_again(options, tmp_path, monkeypatch, capsys):
+    main_train(options)
+    one = sum(file.stat().st_size for file in (tmp_path / "run" / "checkpoint-4").rglob("*"))
+    usage = shutil.disk_usage(tmp_path)._replace(free=one)
+    monkeypatch.setattr(output_folder.shutil, "disk_usage", lambda path: usage)
+    main_train([*options, "--max_steps", "6", "--resume_from_checkpoint", "--resume_with_changes"])
+    main_train([*options, "--overwrite"])
+
+
 def test_output_dir_that_is_a_file_is_refused(options, tmp_path):
     (tmp_path / "run").write_text("mine", encoding="utf-8")
     with pytest.raises(ValueError, match="is a file; name another --output_dir"):
@@ -222,7 +329,7 @@ def test_resuming_where_nothing_is_says_so(options):
 
 def test_resumed_run_goes_on_to_more_steps(options, tmp_path):
     main_train(options)
-    main_train([*options, "--max_steps", "6", "--resume_from_checkpoint"])
+    main_train([*options, "--max_steps", "6", "--resume_from_checkpoint", "--resume_with_changes"])
     report = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
     assert report["training"]["steps"] == 6
     assert [point["step"] for point in report["losses"]["curves"]] == [0, 2, 4, 6]

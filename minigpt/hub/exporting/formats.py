@@ -34,7 +34,7 @@ def export_model(source: str | Path, to: str, output: str | Path | None = None, 
             formats an adapter is merged too.
         output: The folder to write. By default it is called MODEL-FORMAT, and stands beside a local model and in the
             current folder for one from the Hub.
-        overwrite: Whether to replace what the output folder holds.
+        overwrite: Whether to replace the model that the output folder holds; other files stay.
 
     Returns:
         The folder written.

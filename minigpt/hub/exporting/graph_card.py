@@ -1,5 +1,7 @@
 """The README of an exported graph: what goes in, what comes out, and where it ends."""
 
+import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,21 @@ def graph_card(config: Any, file: Path) -> str:
     Returns:
         A README in Markdown, with the YAML that the Hub reads.
     """
+    text = _describe(config, file)
+    return f"{text}\n<!-- Written by minigpt export. {_digest(text)} -->\n"
+
+
+def is_graph_card(content: str) -> bool:
+    """Return True if a README is as `graph_card` made it, so that no words of a person are lost with it."""
+    match = re.fullmatch(r"(.*)\n<!-- Written by minigpt export\. ([0-9a-f]{16}) -->\n", content, re.DOTALL)
+    return match is not None and match[2] == _digest(match[1])
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _describe(config: Any, file: Path) -> str:
     kind = file.suffix.removeprefix(".")
     dtype = str(config.dtype or "float32").removeprefix("torch.")
     card = _HEAD.format(kind="onnx" if kind == "onnx" else "torch.export", file=file.as_posix())

@@ -67,7 +67,7 @@ def import_model(
         hidden_act: The activation, where it is not nanoGPT's or the lecture's own.
         attention_scale: By the root of which width the lecture's script divides attention scores: `head_size` or
             `n_embd`. By default what suits the text, if there is one, and else `head_size`.
-        overwrite: Whether a folder that holds something is replaced.
+        overwrite: Whether the model that the folder holds is replaced; other files stay.
 
     Returns:
         The folder, which has been opened once to see that it can be.

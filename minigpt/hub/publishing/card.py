@@ -12,11 +12,11 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from minigpt.errors import UsageError
 from minigpt.hub.adapters import Base
+from minigpt.hub.file_names import CARD
 from minigpt.hub.json_files import understanding
 from minigpt.hub.publishing.card_text import card_text, split_definition
 from minigpt.hub.publishing.saved_folder import PUT_BACK, SavedFolder, read_saved_folder
 
-CARD = "README.md"
 # What makes the Hub treat the model as one of its own, and is true of it whatever a person writes.
 _OF_LIBRARIES = ("library_name", "pipeline_tag", "tags")
 _TIMELESS = (*_OF_LIBRARIES, "base_model", "base_model_relation")

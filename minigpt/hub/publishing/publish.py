@@ -32,9 +32,10 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
 
 from minigpt.errors import UsageError
 from minigpt.hub.adapters import Base
+from minigpt.hub.file_names import CARD
 from minigpt.hub.publishing.card import model_card
 from minigpt.hub.publishing.refusals import SAME_COMMAND, PushFailed, find_token, plain_refusals
-from minigpt.hub.publishing.release import CARD, Release, default_message, is_stale, prepare_release
+from minigpt.hub.publishing.release import Release, default_message, is_stale, prepare_release
 from minigpt.hub.publishing.saved_folder import ADAPTER, is_hub_id
 from minigpt.hub.publishing.standing import Standing, look_at
 

@@ -9,7 +9,9 @@ from transformers import set_seed
 
 from minigpt.errors import UsageError
 from minigpt.hub.extras import require_extra
+from minigpt.hub.folders import clear_folder
 from minigpt.hub.publishing.saved_folder import ADAPTER
+from minigpt.hub.run_lock import hold_folder
 from minigpt.training.arguments import MiniGPTTrainingArguments
 from minigpt.training.checkpoints import find_checkpoint
 from minigpt.training.completion import Run, describe_text, run_to_the_end
@@ -37,7 +39,6 @@ from minigpt.training.output_folder import (
     check_same_settings,
     check_same_text,
     check_same_vocabulary,
-    clear_folder,
 )
 from minigpt.training.preparation import build_arguments, check_push
 from minigpt.training.publishing import check_base_is_published
@@ -96,7 +97,7 @@ def finetune(
         data: What `load_text` takes; with `instruction`, what `load_conversations` takes.
         split: Settings of a text's validation split; by default its last tenth.
         device: `cpu`, `cuda` or `mps`; by default the best there is.
-        overwrite: Whether a run that the output folder already holds is replaced.
+        overwrite: Whether a run that the output folder already holds is replaced; other files stay.
         extend_vocabulary: Whether characters that the vocabulary lacks are added to it; otherwise they are refused.
         block_size: Tokens in a crop, or in a conversation; by default what the model takes, up to 1,024.
         lora: Trains an adapter of these settings, and leaves the model's weights alone. Only the adapter is saved.
@@ -140,6 +141,25 @@ def finetune(
         raise UsageError(f"{folder} holds {model}, which is to be fine-tuned; name another --output_dir.")
     if is_main:
         check_folder(folder, resuming=resuming, overwrite=overwrite)
+    with hold_folder(folder) if is_main else nullcontext():
+        return _finetune(model, data, split, args, lora, load_in, instruction, block_size, extend_vocabulary, overwrite)
+
+
+def _finetune(
+    model: str | Path,
+    data: Any,
+    split: SplitSettings | None,
+    args: MiniGPTTrainingArguments,
+    lora: LoraSettings | None,
+    load_in: int | None,
+    instruction: InstructionSettings | None,
+    block_size: int | None,
+    extend_vocabulary: bool,
+    overwrite: bool,
+) -> Run:
+    """Fine-tunes, in a folder that is locked."""
+    folder, is_main = Path(args.output_dir), args.process_index == 0
+    resuming = bool(args.resume_from_checkpoint)
     checkpoint = find_checkpoint(folder, args.resume_from_checkpoint) if resuming else None
     corpus = None if instruction else load_text(data, split=split)
     if corpus and corpus.notice and is_main:
@@ -176,8 +196,7 @@ def finetune(
         _check_same(checkpoint, base, network, is_adapter=lora is not None)
         training_segments(checkpoint, args)  # refuses other arguments
     if is_main:
-        trained = sum(weight.numel() for weight in network.parameters() if weight.requires_grad)
-        check_room(folder, trained, args.save_total_limit)
+        check_room(folder, network, args, resuming=resuming)
 
     shared: dict[str, Any] = {"processing_class": base.tokenizer, "base_sha256": base.sha256, "settings": settings}
     learned: Corpus | InstructionData
