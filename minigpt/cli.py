@@ -180,8 +180,10 @@ def push(argv: Sequence[str]) -> None:
         )
     if not done.written and not done.deleted:
         print("Nothing has changed: the Hub has it all already.", file=sys.stderr)
-    elif done.left:
-        print(f"Not pushed: {', '.join(done.left)}.", file=sys.stderr)
+    else:
+        for said, names in (("Pushed", done.written), ("Deleted there", done.deleted), ("Not pushed", done.left)):
+            if names:
+                print(f"{said}: {', '.join(names)}.", file=sys.stderr)
     print(done.url)
 
 
@@ -366,7 +368,7 @@ def _underscored(argument: str) -> str:
 
 def _add_output(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument("--output", default=None, metavar="DIR", help=f"where to write it (default: {default})")
-    parser.add_argument("--overwrite", action="store_true", help="replace what the output folder holds")
+    parser.add_argument("--overwrite", action="store_true", help="replace the model that the output folder holds")
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:

@@ -15,7 +15,8 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from huggingface_hub import ModelCard
+from filelock import FileLock
+from huggingface_hub import ModelCard, snapshot_download
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
@@ -34,6 +35,7 @@ from minigpt.errors import UsageError
 from minigpt.hub.publishing.card import model_card
 from minigpt.hub.publishing.ongoing import open_repository, push_checkpoint
 from minigpt.hub.publishing.publish import push_folder
+from minigpt.hub.run_lock import LOCK
 from minigpt.training.corpus import PLAYS
 from tests.hub.double import UPLOAD
 
@@ -186,6 +188,67 @@ def test_what_a_repository_holds_besides_stays_and_what_would_change_the_model_g
     assert main(["push", str(run), pushed]) == 0
     assert hub.commits(pushed)[0].changed() == stale.keys()
     assert hub.files(pushed).keys() - {".gitattributes"} == PUSHED | besides.keys()
+
+
+def linked(link: Path, target: Path) -> None:
+    link.unlink(missing_ok=True)
+    try:
+        link.symlink_to(target)
+    except OSError:
+        pytest.skip("this system makes no links")
+
+
+@pytest.mark.parametrize("name", ["sample.txt", "README.md", "LICENSE", "run.json", "modeling_minigpt.py"])
+def test_nothing_outside_the_folder_is_published_through_a_link(
+    hub: "Hub", run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes((run / name).read_bytes() if (run / name).is_file() else b"a secret")
+    linked(run / name, secret)
+    assert refused(capsys, str(run), "tiny") == (
+        f"minigpt: {run / name} is a link to {secret}, which is not published; put a copy in its place, or take it "
+        "away."
+    )
+    assert not hub.requested("/api/repos/create")
+
+
+def test_a_folder_that_is_a_link_below_the_model_is_not_published(
+    hub: "Hub", run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "model.onnx").write_bytes(b"a secret")
+    linked(run / "onnx", tmp_path / "elsewhere")
+    assert "is a link to" in refused(capsys, str(run), "tiny")
+
+
+def test_a_snapshot_in_the_hubs_cache_is_pushed_through_its_own_links(hub: "Hub", pushed: str) -> None:
+    snapshot = Path(snapshot_download(pushed))
+    assert main(["push", str(snapshot), "copy"]) == 0
+    assert hub.files("tester/copy").keys() == hub.files(pushed).keys()
+
+
+def test_the_folder_of_a_living_run_is_not_published_and_its_checkpoints_are(
+    hub: "Hub", run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with FileLock(run / LOCK):
+        assert refused(capsys, str(run), "tiny", status=1) == (
+            f"minigpt: a run is writing to {run}; push one of its checkpoints, or wait until it ends."
+        )
+        assert main(["push", str(run / "checkpoint-2"), "tiny"]) == 0
+    assert main(["push", str(run), "whole"]) == 0
+    assert LOCK not in hub.files("tester/whole")
+    assert LOCK not in capsys.readouterr().err
+
+
+def test_only_known_files_go_up_and_all_are_named(hub: "Hub", run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "onnx").mkdir()
+    for name in ("onnx/model.onnx", "onnx/model.onnx.data", "onnx/passwords.txt", "onnx/model.onnx.bak", ".env"):
+        (run / name).write_bytes(b"stray")
+    assert main(["push", str(run), "tiny"]) == 0
+    there = {*PUSHED, "onnx/model.onnx", "onnx/model.onnx.data"}
+    assert hub.files("tester/tiny").keys() - {".gitattributes"} == there
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Pushed: ")]
+    assert set(line.removeprefix("Pushed: ").removesuffix(".").split(", ")) == there
 
 
 def test_words_that_a_person_wrote_into_the_card_stay(hub: "Hub", run: Path, pushed: str) -> None:

@@ -1,7 +1,6 @@
 """What of a folder goes to the Hub: a whole model or adapter with all that it needs to be used, and nothing else."""
 
 import ast
-import fnmatch
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,30 +14,21 @@ from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 
 import minigpt
 from minigpt.errors import UsageError
-from minigpt.hub.adapters import BASE_HASH, CONFIG, WEIGHTS, Base, base_sha256, open_adapter
+from minigpt.hub.adapters import CONFIG, WEIGHTS, Base, base_sha256, open_adapter
+from minigpt.hub.file_names import ADAPTER, CARD, MODEL_WEIGHTS, OTHER_FORMATS, OUR_CODE, RUN, TOKENIZER, matches
 from minigpt.hub.json_files import read_object, understanding
 from minigpt.hub.loading_bars import no_progress_bars
 from minigpt.hub.opening import opening
 from minigpt.hub.publishing.saved_folder import SavedFolder, read_saved_folder
+from minigpt.hub.run_lock import LOCK, refuse_running
 from minigpt.hub.trained import check_vocabulary, load_tokenizer
 from minigpt.hub.weights import load_whole
-from minigpt.modeling_minigpt import configuration_minigpt
 
-_WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
-_OTHER_FORMATS = ("*.onnx", "*.onnx_data", "onnx/*", "*.pt2", "export.json", "*.gguf")
-_TOKENIZER = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("chat_template.jinja", "additional_chat_templates/*.jinja"),
-    *("vocab.json", "vocab.txt", "merges.txt", "*.model"),
-)
-_ADAPTER = (CONFIG, WEIGHTS, BASE_HASH)
-_WORDS = ("run.json", "loss.png", "sample.txt", "LICENSE", "LICENSE.*", "NOTICE", "NOTICE.*")
-_PUBLISHED = ("config.json", "generation_config.json", *_WEIGHTS, *_OTHER_FORMATS, *_TOKENIZER, *_WORDS)
-_PUBLISHED_ADAPTER = (*_ADAPTER, "generation_config.json", *_TOKENIZER, *_WORDS)
+_WORDS = (*RUN, "LICENSE", "LICENSE.*", "NOTICE", "NOTICE.*")
+_PUBLISHED = ("config.json", "generation_config.json", *MODEL_WEIGHTS, *OTHER_FORMATS, *TOKENIZER, *_WORDS)
+_PUBLISHED_ADAPTER = (*ADAPTER, "generation_config.json", *TOKENIZER, *_WORDS)
 # No model is another one for these.
-_MAY_STAY = ("LICENSE*", "NOTICE*", *_OTHER_FORMATS)
-_OUR_CODE = frozenset(file.name for file in Path(configuration_minigpt.__file__).parent.glob("*_*.py"))
-CARD = "README.md"
+_MAY_STAY = ("LICENSE*", "NOTICE*", *OTHER_FORMATS)
 
 
 @dataclass(frozen=True)
@@ -58,12 +48,12 @@ class Release:
     @property
     def has_weights(self) -> bool:
         """Whether transformers or PEFT can open it; an exported graph or a GGUF file they cannot."""
-        return any(_matches(name, (*_WEIGHTS, WEIGHTS)) for name in self.files)
+        return any(matches(name, (*MODEL_WEIGHTS, WEIGHTS)) for name in self.files)
 
     @property
     def other_formats(self) -> dict[str, Path]:
         """The files in formats that transformers does not open."""
-        return {name: file for name, file in self.files.items() if _matches(name, _OTHER_FORMATS)}
+        return {name: file for name, file in self.files.items() if matches(name, OTHER_FORMATS)}
 
 
 def prepare_release(folder: Path, staging: Path, base: Base | None = None) -> Release:
@@ -78,11 +68,13 @@ def prepare_release(folder: Path, staging: Path, base: Base | None = None) -> Re
         base: Where on the Hub what it was fine-tuned from is, if the folder says something else.
 
     Raises:
+        FolderInUse: A run is writing to the folder, and what is opened here would not be what is sent.
         UsageError: The folder is not there, holds no whole model or adapter, or one without safetensors or a
             tokenizer; or the base is not on the Hub, or not what it was fine-tuned from.
     """
     if not folder.is_dir():
         raise UsageError(f"there is no folder {folder}; name one that `minigpt train` or save_pretrained wrote.")
+    refuse_running(folder, "push one of its checkpoints, or wait until it ends")
     is_unfinished = not (folder / "config.json").is_file() and not (folder / CONFIG).is_file()
     if is_unfinished and (checkpoints := sorted(folder.glob("checkpoint-*"), key=_step)):
         raise UsageError(
@@ -91,7 +83,8 @@ def prepare_release(folder: Path, staging: Path, base: Base | None = None) -> Re
     saved = read_saved_folder(folder, base)
     if base is not None:
         _check_base(saved, base)
-    files = {name: folder / name for name in _names(folder) if _is_published(name, saved)}
+    files = {name: _own_file(folder, name) for name in _names(folder) if _is_published(name, saved)}
+    _own_file(folder, CARD)
     if saved.adapter is not None:
         _open_adapter(saved, files)
     else:
@@ -106,21 +99,21 @@ def prepare_release(folder: Path, staging: Path, base: Base | None = None) -> Re
             (staging / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
             files[name] = staging / name
     taken = {name.partition("/")[0] for name in files} | {CARD}
-    left = [path.name for path in sorted(folder.iterdir()) if path.name not in taken and path.name != "__pycache__"]
+    left = [path.name for path in sorted(folder.iterdir()) if path.name not in {*taken, LOCK, "__pycache__"}]
     return Release(saved, files, tuple(left))
 
 
 def release_of_checkpoint(checkpoint: Path) -> Release:
     """What is published of a checkpoint that has just been written: it is whole, and is not opened."""
     saved = read_saved_folder(checkpoint)
-    files = {name: checkpoint / name for name in _names(checkpoint) if _is_published(name, saved)}
+    files = {name: _own_file(checkpoint, name) for name in _names(checkpoint) if _is_published(name, saved)}
     code = _code(checkpoint, saved.config)[0] if saved.adapter is None else {}
     return Release(saved, files | code, left=())
 
 
 def is_stale(name: str, release: Release) -> bool:
     """Whether a file that a repository holds is left over from another push, and would be taken for this model's."""
-    was_ours = name in _OUR_CODE or (_matches(name, (*_PUBLISHED, *_ADAPTER)) and not _matches(name, _MAY_STAY))
+    was_ours = name in OUR_CODE or (matches(name, (*_PUBLISHED, *ADAPTER)) and not matches(name, _MAY_STAY))
     return was_ours and name not in release.files
 
 
@@ -131,14 +124,25 @@ def _names(folder: Path) -> Iterator[str]:
             yield path.relative_to(folder).as_posix()
 
 
+def _own_file(folder: Path, name: str) -> Path:
+    """Return the path of a file in a folder that is about to be published.
+
+    Raises:
+        UsageError: It is somewhere else, and the name is a link to it. The Hub's cache keeps its own files like that.
+    """
+    home, file = folder.resolve(), (folder / name).resolve()
+    caches = home.parents[1:3] if home.parent.name == "snapshots" else ()  # the repository's, and that of all
+    is_own = file == home / name and file.is_relative_to(home)
+    if not is_own and not any(file.is_relative_to(cache / "blobs") for cache in caches):
+        raise UsageError(
+            f"{folder / name} is a link to {file}, which is not published; put a copy in its place, or take it away."
+        )
+    return folder / name
+
+
 def _is_published(name: str, saved: SavedFolder) -> bool:
     # Beside a whole model, an adapter's files would be taken for one that it is to be opened with.
-    return _matches(name, _PUBLISHED if saved.adapter is None else _PUBLISHED_ADAPTER)
-
-
-def _matches(name: str, patterns: tuple[str, ...]) -> bool:
-    # fnmatch's star would take a slash for a letter.
-    return any(name.count("/") == pattern.count("/") and fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    return matches(name, _PUBLISHED if saved.adapter is None else _PUBLISHED_ADAPTER)
 
 
 def _step(checkpoint: Path) -> int:
@@ -213,8 +217,8 @@ def _open(saved: SavedFolder, files: dict[str, Path]) -> PreTrainedModel | None:
     _refuse_without_tokenizer(folder, files)
     minigpt.register()
     tokenizer = load_tokenizer(folder, local_files_only=True, trust_remote_code=False)
-    if not any(_matches(name, _WEIGHTS) for name in files):
-        if any(_matches(name, _OTHER_FORMATS) for name in files):
+    if not any(matches(name, MODEL_WEIGHTS) for name in files):
+        if any(matches(name, OTHER_FORMATS) for name in files):
             return None
         raise UsageError(f"{folder} holds no model.safetensors; save the model there with save_pretrained.")
     with understanding(folder / "config.json"):
@@ -226,7 +230,7 @@ def _open(saved: SavedFolder, files: dict[str, Path]) -> PreTrainedModel | None:
 
 
 def _refuse_without_tokenizer(folder: Path, files: dict[str, Path]) -> None:
-    if not any(_matches(name, _TOKENIZER) for name in files):
+    if not any(matches(name, TOKENIZER) for name in files):
         raise UsageError(f"{folder} holds no tokenizer; save it there: tokenizer.save_pretrained({str(folder)!r}).")
 
 
@@ -246,7 +250,7 @@ def _code(folder: Path, config: dict[str, Any]) -> tuple[dict[str, Path], list[s
     found: dict[str, Path] = {}
     missing: list[str] = []
     while waiting:
-        file = folder / f"{waiting.pop()}.py"
+        file = _own_file(folder, f"{waiting.pop()}.py")
         if file.is_file():
             found[file.name] = file
             waiting |= {module for module in _siblings(file) if f"{module}.py" not in found}
