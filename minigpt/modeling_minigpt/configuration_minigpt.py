@@ -9,6 +9,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import GenerationConfig, PreTrainedConfig
 from transformers.modeling_rope_utils import RopeParameters
 
+_MOST_LAYERS = 10**5
 _GENERATION_KEYS = set(GenerationConfig().to_dict())
 _ROTARY_KEYS = ("rope_theta", "rope_scaling", "partial_rotary_factor")
 # Every class stands here whichever of them was saved, so that each opens a repository by its Auto class.
@@ -171,6 +172,8 @@ class MiniGPTConfig(NameCheckingConfig):
         if self.head_dim is None:
             self._validate_divisible("hidden_size", "num_attention_heads")
             self.head_dim = self.hidden_size // self.num_attention_heads
+        if self.num_hidden_layers > _MOST_LAYERS:  # of which a list is made next
+            raise ValueError(f"num_hidden_layers must be at most {_MOST_LAYERS:,}, got {self.num_hidden_layers:,}.")
         if self.layer_types is None:
             layer_type = "full_attention" if self.sliding_window is None else "sliding_attention"
             self.layer_types = [layer_type] * max(self.num_hidden_layers, 0)

@@ -1,5 +1,6 @@
 """How a run trains and ends: interrupted with a checkpoint, or scored, saved, drawn and reported."""
 
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -118,13 +119,23 @@ def run_to_the_end(
         if args.should_save:
             state.save_to_json(str(staged / "trainer_state.json"))
             (staged / "sample.txt").write_text(sample + "\n", encoding="utf-8")
-            draw_losses(report, staged / "loss.png")
             write_json(staged / "run.json", report)
+            _draw(report, staged / "loss.png")
     if args.process_index == 0:
         _print_results(folder, report, sample)
     if args.push_to_hub and (pushed := trainer.push_to_hub(commit_message=None)) is not None:
         print(f"hub      {pushed.url}", flush=True)
     return Run(folder, network, trainer.processing_class, validation, report)
+
+
+def _draw(report: dict[str, Any], path: Path) -> None:
+    """Draws the losses. A picture that cannot be drawn does not cost the run its model."""
+    try:
+        draw_losses(report, path)
+    except OSError:
+        raise  # a full disk
+    except Exception as error:
+        print(f"{path.name} could not be drawn: {error}.", file=sys.stderr)
 
 
 def _train_until_interrupted(trainer: MiniGPTTrainer, checkpoint: Path | None) -> None:

@@ -17,6 +17,7 @@ from minigpt.training.command_line import parse_train_command
 from minigpt.training.completion import Run, describe_text, run_to_the_end
 from minigpt.training.corpus import Corpus, SplitSettings, load_text
 from minigpt.training.interruption import exit_if_interrupted
+from minigpt.training.memory import check_memory, count_parameters
 from minigpt.training.output_folder import check_folder, check_room, check_same_model, check_same_text
 from minigpt.training.preparation import build_arguments, check_push
 from minigpt.training.presets import MODEL_CLASSES, Preset, get_preset
@@ -78,12 +79,14 @@ def train(
         TrainingInterrupted: Ctrl-C was pressed, or SIGTERM came; a checkpoint has been saved.
     """
     chosen = get_preset(preset)
-    chosen.build_config(**(model or {}))  # impossible values are refused before anything is read
+    config = chosen.build_config(**(model or {}))  # impossible values are refused before anything is read
     vocabulary = vocabulary or Vocabulary()
     vocabulary.check()
     args = build_arguments(
         {**chosen.training, "output_dir": str(Path("runs") / chosen.name)}, training or {}, device=device
     )
+    block_size = config.max_position_embeddings
+    check_memory(count_parameters(MODEL_CLASSES[chosen.model_type], config), config, args, block_size)
     folder, is_main = Path(args.output_dir), args.process_index == 0
     resuming = bool(args.resume_from_checkpoint)
     if is_main:

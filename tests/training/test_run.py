@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from minigpt.cli import main
 from minigpt.modeling_minigpt.configuration_minigpt import MiniGPTConfig
 from minigpt.modeling_minigpt.modeling_minigpt import MiniGPTForCausalLM
-from minigpt.training import output_folder
+from minigpt.training import completion, output_folder
 from minigpt.training.corpus import load_text
 from minigpt.training.evaluation import validation_loss
 from minigpt.training.run import main_train, train
@@ -24,6 +24,7 @@ from minigpt.training.tokens import tokenize_corpus
 
 SMALL = ["--n_embd", "8", "--n_layer", "1", "--n_head", "2", "--block_size", "8", "--device", "cpu"]
 SHORT = ["--max_steps", "4", "--eval_interval", "2", "--eval_iters", "1", "--sample_length", "10"]
+FEW = {"max_steps": 2, "eval_iters": 1, "sample_length": 0}
 
 
 @pytest.fixture
@@ -390,10 +391,28 @@ def test_a_model_kept_for_its_estimate_is_called_chosen_also_where_it_is_the_las
     assert not last.report["model"]["chosen_on_validation"]
 
 
+@pytest.mark.parametrize("name", ["Ca$$h songs.txt", "中文小说.txt", "long " * 40 + ".txt"])
+def test_a_run_ends_well_whatever_its_text_is_called(name, tmp_path, text_file):
+    text = tmp_path / name
+    text.write_bytes(Path(text_file).read_bytes())
+    run = train("seed", text, training={**FEW, "output_dir": str(tmp_path / "run")})
+    assert (run.folder / "loss.png").is_file()
+    assert json.loads((run.folder / "run.json").read_text(encoding="utf-8"))["data"]["name"] == name
+
+
+def test_a_picture_that_cannot_be_drawn_does_not_cost_the_run_its_model(tmp_path, text_file, monkeypatch, capsys):
+    def fail(*args):
+        raise RuntimeError("no such glyph")
+
+    monkeypatch.setattr(completion, "draw_losses", fail)
+    run = train("seed", text_file, training={**FEW, "output_dir": str(tmp_path / "run")})
+    assert {"model.safetensors", "run.json", "sample.txt"} <= {path.name for path in run.folder.iterdir()}
+    assert "loss.png could not be drawn: no such glyph." in capsys.readouterr().err
+
+
 def test_what_is_changed_about_a_training_is_recorded(text_file, tmp_path):
-    few = {"max_steps": 2, "eval_iters": 1, "sample_length": 0}
     changed = {"adam_epsilon": 0.5, "label_smoothing_factor": 0.25, "neftune_noise_alpha": 0.1, "hub_token": "hf_x"}
-    report = train("seed", text_file, training={**few, **changed, "output_dir": str(tmp_path / "run")}).report
+    report = train("seed", text_file, training={**FEW, **changed, "output_dir": str(tmp_path / "run")}).report
     assert {name: report["training"].get(name) for name in changed} == {**changed, "hub_token": None}
     assert report["training"]["eval_iters"] == 1
     assert not {"output_dir", "report_to", "use_cpu"} & report["training"].keys()

@@ -94,6 +94,22 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings, base_name: str, rev
     return adapted
 
 
+def count_lora_parameters(model: PreTrainedModel, settings: LoraSettings) -> int:
+    """Count the parameters that an adapter would have, without making it."""
+    head = model.get_output_embeddings()
+    if settings.targets == ALL_LINEAR:
+        layers = [layer for layer in model.modules() if _is_linear(layer) and layer is not head]
+    else:
+        named = model.named_modules()
+        layers = [layer for name, layer in named if f".{name}".endswith(tuple(f".{one}" for one in settings.targets))]
+    return sum(settings.r * sum(_shape(layer)) for layer in layers if _takes_adapter(layer))
+
+
+def _shape(layer: Any) -> tuple[int, ...]:
+    # Quantized weights are packed into another shape.
+    return (layer.in_features, layer.out_features) if hasattr(layer, "in_features") else tuple(layer.weight.shape)
+
+
 def _refuse_unfit(model: PreTrainedModel, targets: tuple[str, ...]) -> None:
     """Refuses names of layers of which PEFT would pass over some without a word, or say nothing of what they share."""
     layers = dict(model.named_modules())

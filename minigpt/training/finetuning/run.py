@@ -16,7 +16,13 @@ from minigpt.training.arguments import MiniGPTTrainingArguments
 from minigpt.training.checkpoints import find_checkpoint
 from minigpt.training.completion import Run, describe_text, run_to_the_end
 from minigpt.training.corpus import Corpus, SplitSettings, load_text
-from minigpt.training.finetuning.adapters import LoraSettings, add_lora, check_same_adapter, describe_adapter
+from minigpt.training.finetuning.adapters import (
+    LoraSettings,
+    add_lora,
+    check_same_adapter,
+    count_lora_parameters,
+    describe_adapter,
+)
 from minigpt.training.finetuning.base_model import Base, check_causal, check_loss, choose_block_size, open_base
 from minigpt.training.finetuning.command_line import parse_finetune_command
 from minigpt.training.finetuning.conversations import load_conversations
@@ -31,6 +37,7 @@ from minigpt.training.finetuning.quantization import check_bits
 from minigpt.training.finetuning.vocabulary import extend_vocabulary as extend
 from minigpt.training.finetuning.vocabulary import lacking_characters, refuse_lacking
 from minigpt.training.interruption import exit_if_interrupted
+from minigpt.training.memory import check_memory
 from minigpt.training.output_folder import (
     check_folder,
     check_room,
@@ -183,6 +190,9 @@ def _finetune(
         if lora and args.push_to_hub:
             check_base_is_published(base.name)
     block_size = choose_block_size(network, block_size)
+    check_memory(
+        count_lora_parameters(network, lora) if lora else network.num_parameters(), network.config, args, block_size
+    )
     check_causal(network, str(model))
     check_loss(network, str(model))
     settings = {"block_size": block_size, "load_in_bits": load_in}

@@ -56,7 +56,7 @@ def test_xgrammar_holds_every_row_to_a_grammar_and_ends_it_there(opened: tuple[A
 
 
 @pytest.mark.door("outlines: choices and regular expressions", "outlines", "transformers")
-@pytest.mark.parametrize("backend", ["outlines_core", "xgrammar"])
+@pytest.mark.parametrize("backend", ["outlines_core", "xgrammar", "llguidance"])
 def test_outlines_writes_what_a_type_allows(opened: tuple[Any, Any], backend: str) -> None:
     import outlines
 
