@@ -25,7 +25,12 @@ WORKS = "works"
 
 # The page's parts, and which tests' files belong to each.
 SECTIONS = {
-    "Loading": ("tests/hub/test_loading.py", "tests/hub/test_subwords.py"),
+    "Loading": (
+        "tests/hub/test_loading.py",
+        "tests/hub/test_weights.py",
+        "tests/hub/test_subwords.py",
+        "tests/hub/test_spaces.py",
+    ),
     "Generating": ("tests/hub/test_pipeline.py", "tests/*/test_generat*.py"),
     "Chatting and serving": ("tests/hub/test_chat.py", "tests/hub/test_streaming.py", "tests/hub/test_serving.py"),
     "Exporting": (
