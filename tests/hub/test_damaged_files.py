@@ -171,6 +171,7 @@ def test_two_tokens_with_one_id_are_refused(name: str, copied: Path, capsys: pyt
     assert f"tokenizer.json gives both 'a' and 'e' the id {index}; " in refuses(name, copied, file, capsys)
 
 
+@pytest.mark.extra("sft")
 @pytest.mark.parametrize("line", [*NO_JSON.values()][1:])
 def test_a_damaged_line_of_conversations_is_named_by_its_number(
     line: bytes, copied: Path, capsys: pytest.CaptureFixture[str]
