@@ -31,7 +31,7 @@ _WRITTEN = (
     *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
     *("training_args.bin", "trainer_state.json"),
     *("model.pt2", "model.gguf", "onnx/model.onnx", "onnx/model.onnx.data"),
-    # Never ours, but opened in place of ours.
+    # No command writes these, but transformers would open them in place of ours.
     *("pytorch_model*.bin", "pytorch_model*.json"),
     *sorted(OUR_CODE),
 )

@@ -116,7 +116,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def _is_fault(error: BaseException) -> bool:
-    # Where the Rust libraries give up, they raise what is no Exception, so that nobody catches it by chance.
+    # A panic in a Rust library is a BaseException and not an Exception.
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 

@@ -73,4 +73,4 @@ def refuse_running(folder: Path, remedy: str) -> None:
     except Timeout as error:
         raise FolderInUse(f"a run is writing to {folder}; {remedy}.") from error
     except OSError:
-        return  # of somebody else, or on a disk that is only read: nothing can be found out
+        return  # no permission, or a read-only disk: the lock cannot be tested

@@ -73,7 +73,7 @@ def open_trained(
     else:
         model, tokenizer = _open_whole(source, local_files_only=local_only, **(loading or {}))
     check_vocabulary(model, tokenizer)
-    # What is quantised lies where it was put.
+    # A quantized model is on its device already.
     return (model if getattr(model, "is_quantized", False) else model.to(target)).eval(), tokenizer
 
 

@@ -172,7 +172,7 @@ class MiniGPTConfig(NameCheckingConfig):
         if self.head_dim is None:
             self._validate_divisible("hidden_size", "num_attention_heads")
             self.head_dim = self.hidden_size // self.num_attention_heads
-        if self.num_hidden_layers > _MOST_LAYERS:  # of which a list is made next
+        if self.num_hidden_layers > _MOST_LAYERS:  # before layer_types, a list of that length, is made
             raise ValueError(f"num_hidden_layers must be at most {_MOST_LAYERS:,}, got {self.num_hidden_layers:,}.")
         if self.layer_types is None:
             layer_type = "full_attention" if self.sliding_window is None else "sliding_attention"

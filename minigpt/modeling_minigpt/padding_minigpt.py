@@ -1,4 +1,4 @@
-"""Rows padded on either side give what they give alone: their positions, and the labels that something predicts."""
+"""Positions and labels of padded rows: a padded row gives the logits and the loss that it gives alone."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from transformers import Cache
 
 
 def count_positions(inputs_embeds: torch.Tensor, attention_mask: object, past_key_values: Cache | None) -> torch.Tensor:
-    """Count the positions of tokens that follow the cache, leaving out what a mask of (batch, total) calls padding.
+    """Count the positions of tokens that follow the cache, leaving out padding by a mask of (batch, total).
 
     Returns:
         (batch, seq), or (1, seq) without such a mask. Padding before a row's first token has position 0.

@@ -151,7 +151,7 @@ class MiniGPTTrainingArguments(TrainingArguments):
         asked = int(os.environ.get("WORLD_SIZE", "1"))
         if asked > 1 and self.world_size == 1:
             raise ValueError(
-                f"the environment variable WORLD_SIZE is {asked} and this process would train by itself on "
+                f"the environment variable WORLD_SIZE is {asked} but this process would train alone on "
                 f"{self.device.type}; start all processes with torchrun, say use_cpu, or unset WORLD_SIZE."
             )
 

@@ -28,7 +28,7 @@ def text_to_score(model: str, data: Sequence[str] | None, part: str | None) -> t
     trained_on = _trained_on(model)
     settings = trained_on.get("split", {})
     corpus = load_text(data)
-    # Files of the validation split may be gone, or belong to another text.
+    # The files of the run's validation split may be gone, or belong to another text.
     with suppress(ValueError, TypeError):
         known = {field.name: settings[field.name] for field in fields(SplitSettings) if field.name in settings}
         files = tuple(known.pop("validation_file", ()))

@@ -53,9 +53,10 @@ class Segment:
 
 
 def training_segments(checkpoint: Path | None, args: TrainingArguments) -> list[Segment]:
-    """Returns the parts of a run, the last of which is now to be trained.
+    """Return the parts of a run; the last one is about to be trained.
 
-    A part begins where an argument was changed. A checkpoint that records none is taken for one of the same arguments.
+    A part begins where an argument was changed. A checkpoint that records no parts counts as one with the same
+    arguments.
 
     Args:
         checkpoint: The checkpoint to resume from, if any.

@@ -17,6 +17,7 @@ from accelerate.utils import is_peft_model
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_callback import ExportableState
 
 from minigpt.hub.adapters import BASE_HASH, refuse_unfit_adapter
 from minigpt.hub.adapters import CONFIG as ADAPTER_CONFIG
@@ -50,9 +51,8 @@ class StagedTrainer(Trainer):
     """The stock Trainer with staged checkpoints.
 
     A checkpoint is written into a folder that nothing takes for one, forced to the disk, and renamed to
-    `checkpoint-<step>` when all of it is there: whoever finds a checkpoint finds a whole one, whenever the process may
-    have died. Beside the stock state it holds the running loss, so that the losses which a resumed run logs are those
-    of an uninterrupted one.
+    `checkpoint-<step>` when all of it is there. A checkpoint is therefore whole, whenever the process died. Beside the
+    stock state it holds the running loss, so that a resumed run logs the losses of an uninterrupted one.
 
     `train(resume_from_checkpoint=True)` takes the last whole checkpoint of the output folder. While it trains, no other
     run can write to that folder. `save_model()` stages what it writes there as well.
@@ -180,6 +180,10 @@ class StagedTrainer(Trainer):
                 f"{self._resumed_from} is at step {self._resumed_step} and its state was gone when it was to be read; "
                 "name another checkpoint."
             )
+        # The checkpoint knows nothing of callbacks added since, and the stock Trainer expects an entry for each.
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, ExportableState):
+                self.state.stateful_callbacks.setdefault(type(callback).__name__, callback.state())
         if self.state.best_global_step:
             # The folder may have been moved since, and a checkpoint in it may have been damaged.
             best = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"
@@ -296,11 +300,11 @@ class StagedTrainer(Trainer):
 
     @property
     def _start_time(self) -> float:
-        """When the run would have started had it run through and nobody set the clock, as the stock Trainer counts."""
+        """Start of the run on the system clock, shifted so that resumed runs and clock changes do not matter."""
         return time.time() - (time.monotonic() - self._started)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As in transformers, by a clock that nobody sets."""
+        """Log as in transformers, with times from a monotonic clock."""
         super().log(logs, start_time and self._start_time)
 
     def _finalize_training(self, trial: Any, num_train_samples: Any, start_time: float) -> Any:
@@ -356,7 +360,7 @@ class _RunningLoss(TrainerCallback):
 
 def _publish(staged: Path, final: Path) -> None:
     """Gives a finished checkpoint its name; from then on it is there, also after a power failure."""
-    write_checksums(staged, but=(TRAINING_ARGS_NAME,))  # which nothing reads, and the Hub does not get
+    write_checksums(staged, but=(TRAINING_ARGS_NAME,))  # nothing reads it, and it is not pushed
     for path in (*staged.rglob("*"), staged):
         force_to_disk(path)
     if final.exists():  # a damaged one, or one of another run in the same folder
@@ -367,9 +371,9 @@ def _publish(staged: Path, final: Path) -> None:
 
 
 def _publish_files(staged: Path, folder: Path) -> None:
-    """Moves files into a folder, in an order in which no moment shows the results of another model.
+    """Move files into a folder, in an order that never pairs results with another model's weights.
 
-    A config without weights would be taken for a model, and results tell of the weights beside them.
+    Old results are deleted first. The config is moved after the weights, and the new results last.
     """
     for path in (*staged.rglob("*"), staged):
         force_to_disk(path)

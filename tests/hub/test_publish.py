@@ -37,18 +37,12 @@ from minigpt.hub.publishing.ongoing import open_repository, push_checkpoint
 from minigpt.hub.publishing.publish import push_folder
 from minigpt.hub.run_lock import LOCK
 from minigpt.training.corpus import PLAYS
+from tests.hub.copied_code import CODE
 from tests.hub.double import UPLOAD
 
 if TYPE_CHECKING:
     from tests.hub.double import Hub
 
-CODE = {
-    "configuration_minigpt.py",
-    "generation_minigpt.py",
-    "layers_minigpt.py",
-    "modeling_minigpt.py",
-    "padding_minigpt.py",
-}
 MODEL = {"config.json", "generation_config.json", "model.safetensors", *CODE}
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json"}
 RUN = {"run.json", "loss.png", "sample.txt"}

@@ -195,7 +195,7 @@ def test_one_of_several_processes_that_would_train_alone_is_refused(tmp_path, mo
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     with pytest.raises(
         ValueError,
-        match=r"^the environment variable WORLD_SIZE is 2 and this process would train by itself on \w+; "
+        match=r"^the environment variable WORLD_SIZE is 2 but this process would train alone on \w+; "
         r"start all processes with torchrun, say use_cpu, or unset WORLD_SIZE\.$",
     ):
         MiniGPTTrainingArguments(output_dir=str(tmp_path))

@@ -26,6 +26,7 @@ from minigpt.training.batches import RandomCrops, collate
 from minigpt.training.checkpoints import all_checkpoints, checkpoint_fault
 from minigpt.training.stream import TokenStream
 from minigpt.training.trainer import MiniGPTTrainer
+from tests.hub.copied_code import CODE
 
 if TYPE_CHECKING:
     from tests.hub.double import Hub
@@ -33,13 +34,6 @@ if TYPE_CHECKING:
 
 POET = "tester/poet"
 MODEL = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
-CODE = {
-    "configuration_minigpt.py",
-    "generation_minigpt.py",
-    "layers_minigpt.py",
-    "modeling_minigpt.py",
-    "padding_minigpt.py",
-}
 RUN = {"run.json", "loss.png", "sample.txt"}
 ALWAYS = {".gitattributes", "README.md", *MODEL, *CODE}
 SMALL = ["--n_embd", "8", "--n_layer", "1", "--n_head", "2", "--block_size", "8", "--device", "cpu"]

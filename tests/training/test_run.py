@@ -400,6 +400,13 @@ def test_a_run_ends_well_whatever_its_text_is_called(name, tmp_path, text_file):
     assert json.loads((run.folder / "run.json").read_text(encoding="utf-8"))["data"]["name"] == name
 
 
+def test_early_stopping_can_be_added_to_a_run_that_is_resumed(options, tmp_path):
+    main_train(options)
+    main_train([*options, "--resume_from_checkpoint", "--max_steps", "8", "--early_stopping_patience", "9"])
+    state = json.loads((tmp_path / "run" / "checkpoint-8" / "trainer_state.json").read_text(encoding="utf-8"))
+    assert state["stateful_callbacks"]["EarlyStoppingCallback"]["args"]["early_stopping_patience"] == 9
+
+
 def test_a_picture_that_cannot_be_drawn_does_not_cost_the_run_its_model(tmp_path, text_file, monkeypatch, capsys):
     def fail(*args):
         raise RuntimeError("no such glyph")

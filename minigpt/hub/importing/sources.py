@@ -127,7 +127,7 @@ def _weights_file(path: Path, source: str) -> Path | None:
 
 
 def _refuse_ours(source: str) -> None:
-    with suppress(OSError), opening(source):  # what is not there is the business of whoever reads it
+    with suppress(OSError), opening(source):  # a missing source is refused when it is read
         local_only = Path(source).is_dir() or not hub_has(source)
         config, _ = PreTrainedConfig.get_config_dict(source, local_files_only=local_only)
         if config.get("model_type") in _OURS:

@@ -296,7 +296,7 @@ def _training(saved: SavedFolder) -> list[str]:
 
 
 def _changes(run: dict[str, Any]) -> list[str]:
-    """What a resumed run was trained with before the settings in the table."""
+    """List the settings that a run used before it was resumed with those in the table."""
     return [
         f"Until step {change['after_step']:,}, before it was resumed with these settings: "
         + ", ".join(f"{code(name)} {_value(value)}" for name, value in change["before"].items())

@@ -74,7 +74,7 @@ def open_base(
         gradient_checkpointing: Whether a quantised model is prepared for that.
 
     Raises:
-        UsageError: It is an adapter, or its weights are quantised and that does not go with what is asked for.
+        UsageError: It is an adapter, or its weights are quantized, and the other options do not allow that.
         OSError: There is no model under that name, or it cannot be read.
     """
     is_folder = Path(source).is_dir()
@@ -96,7 +96,7 @@ def open_base(
     is_quantized = getattr(model, "is_quantized", False)
     if is_quantized and not trains_adapter:
         raise UsageError(
-            f"the weights of {source} are quantised and cannot be trained; put an adapter above them with --lora."
+            f"the weights of {source} are quantized and cannot be trained; put an adapter above them with --lora."
         )
     if is_quantized:
         model = prepare_quantized(model, gradient_checkpointing=gradient_checkpointing)

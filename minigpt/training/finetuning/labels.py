@@ -193,7 +193,7 @@ def _refuse_control_tokens(conversation: Conversation, tokenizer: Any) -> None:
 
 
 def _refuse_lossy(conversation: Conversation, tokenizer: Any) -> None:
-    """Refuse a row of which the tokens do not give back what was said; a template's own text may have spaces added."""
+    """Refuse a row whose tokens do not decode to its messages; a template may add spaces to its own text."""
     said = [turn["content"] for turn in conversation.messages] or [conversation.prompt, conversation.completion]
     for text in said:
         if loss := describe_loss(text, tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer):

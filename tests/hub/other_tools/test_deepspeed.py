@@ -50,4 +50,4 @@ def test_zero_1_gives_the_losses_of_the_plain_trainer(lecture, rows, tmp_path):
     script = [sys.executable, "-c", TRAINS, lecture, tmp_path / "rows", tmp_path / "losses.json"]
     subprocess.run(script, check=True, env=environment, timeout=900)
     plain, zero = json.loads((tmp_path / "losses.json").read_text(encoding="utf-8"))
-    assert zero == pytest.approx(plain, rel=1e-3)
+    assert zero == pytest.approx(plain, rel=1e-5)

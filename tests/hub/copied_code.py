@@ -1,0 +1,9 @@
+"""The code files that a repository of a MiniGPT holds."""
+
+CODE = {
+    "configuration_minigpt.py",
+    "generation_minigpt.py",
+    "layers_minigpt.py",
+    "modeling_minigpt.py",
+    "padding_minigpt.py",
+}
