@@ -71,7 +71,7 @@ def test_lora_trains_a_twentieth_and_keeps_most_of_what_full_fine_tuning_gains()
 
 
 @pytest.mark.parametrize("name", [BITS_4, BITS_8])
-def test_quantised_weights_learn_within_three_percent_and_weigh_less(name: str) -> None:
+def test_quantized_weights_learn_within_three_percent_and_weigh_less(name: str) -> None:
     ours, theirs = figures(name, LOSS)
     assert abs(ours / theirs - 1) <= 0.03
     weights, in_full = figures(name, WEIGHTS)

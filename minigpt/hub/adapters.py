@@ -194,7 +194,7 @@ def open_adapter(
 
     Returns:
         The model with the adapter merged into its weights, so that it is a plain one with the same logits, or where
-        that cannot be (virtual tokens, quantised weights) around it; and the adapter's tokenizer, or without one the
+        that cannot be (virtual tokens, quantized weights) around it; and the adapter's tokenizer, or without one the
         model's. A `generation_config.json` beside the adapter goes before the model's.
 
     Raises:

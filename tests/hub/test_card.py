@@ -331,7 +331,7 @@ def test_the_context_of_a_stock_model_is_a_limit(tmp_path: Path) -> None:
     assert "It sees at most 48 tokens at a time." in model_card(tmp_path).text
 
 
-def test_a_loss_measured_above_quantised_weights_is_called_that(run: Path) -> None:
+def test_a_loss_measured_above_quantized_weights_is_called_that(run: Path) -> None:
     assert "weights in" not in model_card(run).text
     base = {"name": "me/base", "revision": "abc", "sha256": "0" * 64, "vocabulary_added": 0, "load_in_bits": 4}
     assert "The loss was measured above weights in 4 bits" in changed(run, base=base).text

@@ -241,8 +241,8 @@ def test_a_static_cache_gives_the_text_or_is_refused(attentive: Any) -> None:
         write(attentive, past_key_values=cache)
 
 
-def check_quantised(model: Any, **config: Any) -> None:
-    """Generates with a quantised cache, which is not exact inside the block, and is not needed past it."""
+def check_quantized(model: Any, **config: Any) -> None:
+    """Generates with a quantized cache, which is not exact inside the block, and is not needed past it."""
     ids = TOKENIZER([PROMPT, "what is"], return_tensors="pt")["input_ids"]
     settings = {"do_sample": False, "return_dict_in_generate": True, "output_logits": True, "max_new_tokens": FAR}
     output = model.generate(ids, cache_implementation="quantized", cache_config=config, **settings)
@@ -256,7 +256,7 @@ def check_quantised(model: Any, **config: Any) -> None:
                 assert row[at] == logits.argmax()
             else:  # what was taken is likely still, if not always the likeliest
                 assert logits.softmax(dim=-1)[row[at]] > 0.05
-    # Not so exact that the test could have missed that nothing was quantised.
+    # Not so exact that the test could have missed that nothing was quantized.
     exact = model.generate(ids, **{**settings, "max_new_tokens": 5})
     found = model.generate(
         ids, cache_implementation="quantized", cache_config=config, **{**settings, "max_new_tokens": 5}
@@ -268,7 +268,7 @@ def check_quantised(model: Any, **config: Any) -> None:
 @pytest.mark.door("`generate`: an fp8 cache (`cache_implementation='quantized'`), past the block too", *OURS)
 @pytest.mark.parametrize("kind", ["learned", "rope"])
 def test_a_cache_of_eight_bit_floats_runs(model: Any) -> None:
-    check_quantised(deepcopy(model).float(), backend="fp8")
+    check_quantized(deepcopy(model).float(), backend="fp8")
     cache = model.generate(
         torch.tensor([[1, 2]]),
         max_new_tokens=3,
@@ -283,15 +283,15 @@ def test_a_cache_of_eight_bit_floats_runs(model: Any) -> None:
 @pytest.mark.extra("hqq")
 @pytest.mark.door("`generate`: an HQQ cache of 8 and 4 bits, past the block too", *OURS, "hqq")
 @pytest.mark.parametrize("kind", ["learned", "rope"])
-def test_a_cache_quantised_by_hqq_runs(model: Any) -> None:
+def test_a_cache_quantized_by_hqq_runs(model: Any) -> None:
     axes = {"backend": "hqq", "axis_key": 1, "axis_value": 1, "q_group_size": 16, "residual_length": 4}
     for bits in (8, 4):
-        check_quantised(deepcopy(model).float(), nbits=bits, **axes)
+        check_quantized(deepcopy(model).float(), nbits=bits, **axes)
 
 
-@pytest.mark.door("`generate`: a quantised cache of a model with windows is refused before it starts", *OURS)
+@pytest.mark.door("`generate`: a quantized cache of a model with windows is refused before it starts", *OURS)
 @pytest.mark.parametrize("kind", ["rolling", "a window in one layer"])
-def test_a_quantised_cache_with_windows_is_refused(model: Any) -> None:
+def test_a_quantized_cache_with_windows_is_refused(model: Any) -> None:
     with nothing_runs(model), pytest.raises(ValueError, match="only supported for models with only full attention"):
         write(model, cache_implementation="quantized", cache_config={"backend": "fp8"})
 

@@ -279,7 +279,7 @@ def _training(saved: SavedFolder) -> list[str]:
     if described := run.get("adapter"):
         settings += [(f"lora_{name}", described[name]) for name in ("r", "alpha", "dropout", "targets")]
     bits = (run.get("base") or {}).get("load_in_bits")
-    quantised = f" The base's weights were quantised to {bits} bits the while (QLoRA)." if bits else ""
+    quantized = f" The base's weights were quantized to {bits} bits the while (QLoRA)." if bits else ""
     speed = training["tokens_per_second"]
     steps = (
         f"{_counted(training['steps'], 'step')}, {training['tokens']:,} tokens {shown}, in "
@@ -288,7 +288,7 @@ def _training(saved: SavedFolder) -> list[str]:
     where = f"on {plain(hardware['name'])} ({plain(hardware['device'])}; {plain(hardware['platform'])})"
     versions = ", ".join(f"{plain(library)} {plain(version)}" for library, version in run["versions"].items())
     return [
-        f"{steps}, {where}. Estimates, samples and checkpoints on the way are in the time.{quantised}",
+        f"{steps}, {where}. Estimates, samples and checkpoints on the way are in the time.{quantized}",
         table(("setting", "value"), ((code(name), _value(value)) for name, value in settings)),
         *_changes(run),
         f"Versions: {versions}.",

@@ -30,7 +30,7 @@ class Base:
         sha256: Hash of its weight files.
         model: The model.
         tokenizer: Its tokenizer.
-        bits: 4 or 8 if its weights were quantised when it was loaded, else None.
+        bits: 4 or 8 if its weights were quantized when it was loaded, else None.
         num_parameters: How many it has, without an adapter's.
     """
 
@@ -69,9 +69,9 @@ def open_base(
         device: Where it is to lie.
         trains_adapter: Whether only an adapter will be trained: the weights then keep the precision they are saved in,
             and else come in float32.
-        bits: 4 or 8 to quantise its weights, None to leave them.
-        bf16: Whether quantised layers compute in bfloat16.
-        gradient_checkpointing: Whether a quantised model is prepared for that.
+        bits: 4 or 8 to quantize its weights, None to leave them.
+        bf16: Whether quantized layers compute in bfloat16.
+        gradient_checkpointing: Whether a quantized model is prepared for that.
 
     Raises:
         UsageError: It is an adapter, or its weights are quantized, and the other options do not allow that.

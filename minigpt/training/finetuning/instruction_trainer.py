@@ -88,7 +88,7 @@ class InstructionTrainer(MiniGPTTrainer, SFTTrainer):
             characters_per_token=data.validation_characters / data.num_targets,
             **{"text_sha256": data.sha256, **kwargs},
         )
-        # TRL rounds the adapter of a quantised model to bfloat16, in which small steps are lost.
+        # TRL rounds the adapter of a quantized model to bfloat16, in which small steps are lost.
         for name, weight in model.named_parameters():
             if name in weights:
                 weight.data = weights[name]

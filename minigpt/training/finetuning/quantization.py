@@ -25,10 +25,10 @@ def check_bits(bits: int) -> None:
 
 
 def refuse_quantized(source: str | Path, *, local_files_only: bool) -> None:
-    """Refuses to quantise a model once more, which transformers would pass over without a word.
+    """Refuses to quantize a model once more, which transformers would pass over without a word.
 
     Raises:
-        UsageError: Its weights are quantised already.
+        UsageError: Its weights are quantized already.
     """
     try:
         config, _ = PreTrainedConfig.get_config_dict(source, local_files_only=local_files_only)
@@ -36,13 +36,13 @@ def refuse_quantized(source: str | Path, *, local_files_only: bool) -> None:
         return  # whoever opens it says what is wrong with it
     if quantized := config.get("quantization_config"):
         raise UsageError(
-            f"the weights of {source} are already quantised (by {quantized.get('quant_method')}); leave "
+            f"the weights of {source} are already quantized (by {quantized.get('quant_method')}); leave "
             "--load_in_4bit and --load_in_8bit out, or take the model in full precision."
         )
 
 
 def quantized_loading(bits: int, device: torch.device, *, bf16: bool) -> dict[str, Any]:
-    """The arguments of `from_pretrained` by which a model comes in 4 bits (NF4, double quantisation) or in 8.
+    """The arguments of `from_pretrained` by which a model comes in 4 bits (NF4, double quantization) or in 8.
 
     Args:
         bits: 4 or 8.
@@ -64,7 +64,7 @@ def quantized_loading(bits: int, device: torch.device, *, bf16: bool) -> dict[st
 
 
 def prepare_quantized(model: PreTrainedModel, *, gradient_checkpointing: bool) -> PreTrainedModel:
-    """Freezes a quantised model and puts what is not quantised, such as norms and embeddings, in float32."""
+    """Freezes a quantized model and puts what is not quantized, such as norms and embeddings, in float32."""
     from peft import prepare_model_for_kbit_training
 
     prepared: PreTrainedModel = prepare_model_for_kbit_training(

@@ -69,7 +69,7 @@ def adapted(base, text, tmp_path_factory):
     return run
 
 
-def quantised(folder, bits):
+def quantized(folder, bits):
     from transformers import BitsAndBytesConfig
 
     double = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True} if bits == 4 else {}
@@ -101,7 +101,7 @@ def test_it_learns_as_well_as_above_whole_weights(bits, base, adapted, text):
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_the_linear_layers_are_quantised_and_the_head_is_not(bits, adapted):
+def test_the_linear_layers_are_quantized_and_the_head_is_not(bits, adapted):
     import bitsandbytes as bnb
 
     network = adapted(bits).model.get_base_model()
@@ -113,7 +113,7 @@ def test_the_linear_layers_are_quantised_and_the_head_is_not(bits, adapted):
     assert network.lm_head.weight.dtype == torch.float32
     if bits == 4:
         assert {layer.weight.quant_type for layer in layers} == {"nf4"}
-        assert all(layer.quant_state.nested for layer in layers), "the scales are quantised too"
+        assert all(layer.quant_state.nested for layer in layers), "the scales are quantized too"
     adapters = {weight.dtype for name, weight in network.named_parameters() if "lora_" in name}
     assert adapters == {torch.float32}
 
@@ -122,7 +122,7 @@ def test_the_linear_layers_are_quantised_and_the_head_is_not(bits, adapted):
 def test_the_weights_take_a_fraction_of_the_memory(bits, base):
     whole = AutoModelForCausalLM.from_pretrained(base)
     half = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
-    small = quantised(base, bits)
+    small = quantized(base, bits)
     linear = sum(
         layer.weight.numel()
         for name, layer in whole.named_modules()
@@ -130,7 +130,7 @@ def test_the_weights_take_a_fraction_of_the_memory(bits, base):
     )
     rest = whole.get_memory_footprint() - 4 * linear
     assert half.get_memory_footprint() == pytest.approx(whole.get_memory_footprint() / 2, rel=0.01)
-    # What is not quantised, the embeddings, norms and head, is a small model's larger part in the end.
+    # What is not quantized, the embeddings, norms and head, is a small model's larger part in the end.
     assert small.get_memory_footprint() == pytest.approx(linear * bits / 8 + rest, rel=0.01)
     assert small.get_memory_footprint() < {4: 0.25, 8: 0.4}[bits] * whole.get_memory_footprint()
     assert small.get_memory_footprint() < {4: 0.5, 8: 0.75}[bits] * half.get_memory_footprint()
@@ -153,7 +153,7 @@ def test_the_adapter_opens_above_the_weights_that_it_was_trained_on(bits, base, 
     from peft import PeftModel
 
     run = adapted(bits)
-    model = PeftModel.from_pretrained(quantised(base, bits), run.folder)
+    model = PeftModel.from_pretrained(quantized(base, bits), run.folder)
     loss = exact_loss(model, AutoTokenizer.from_pretrained(run.folder), text)
     assert loss == pytest.approx(run.validation.loss, abs=1e-5)
 
@@ -167,7 +167,7 @@ def test_the_adapter_opens_above_the_weights_that_it_was_trained_on(bits, base, 
 )
 def test_a_trained_model_predicts_and_writes_in_few_bits(bits, base, text_file):
     tokenizer = AutoTokenizer.from_pretrained(base)
-    model = quantised(base, bits).eval()
+    model = quantized(base, bits).eval()
     whole = exact_loss(AutoModelForCausalLM.from_pretrained(base), tokenizer, text_file)
     assert exact_loss(model, tokenizer, text_file) == pytest.approx(whole, rel=0.03)
     ids = tokenizer("the king", return_tensors="pt")
@@ -261,7 +261,7 @@ def test_a_width_that_no_packing_takes_is_tuned_and_used_in_4_bits(
     train("seed", str(text_file), model=shape, training={**SHORT, "max_steps": 2, "output_dir": str(tmp_path / "base")})
     command = ["finetune", str(tmp_path / "base"), "--data", str(text), "--output_dir", str(tmp_path / "run")]
     assert main([*command, "--load_in_4bit", *FEW]) == 0
-    quantised(tmp_path / "base", 4).save_pretrained(tmp_path / "small")
+    quantized(tmp_path / "base", 4).save_pretrained(tmp_path / "small")
     AutoTokenizer.from_pretrained(tmp_path / "base").save_pretrained(tmp_path / "small")
     assert main(["generate", str(tmp_path / "small"), "--max_new_tokens", "5", "--device", "cpu"]) == 0
 
@@ -298,7 +298,7 @@ def test_a_command_with_an_adapter_is_silent_about_kernels_that_it_does_not_use(
 @pytest.fixture(scope="module")
 def saved_in_4_bits(base, tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved") / "small"
-    quantised(base, 4).save_pretrained(folder)
+    quantized(base, 4).save_pretrained(folder)
     AutoTokenizer.from_pretrained(base).save_pretrained(folder)
     return folder
 
@@ -311,23 +311,23 @@ def refused(capsys, *command):
 
 
 @pytest.mark.parametrize("option", ["--load_in_4bit", "--load_in_8bit"])
-def test_a_base_that_is_quantised_already_is_refused(option, saved_in_4_bits, text, tmp_path, capsys):
+def test_a_base_that_is_quantized_already_is_refused(option, saved_in_4_bits, text, tmp_path, capsys):
     command = [str(saved_in_4_bits), "--data", str(text), "--output_dir", str(tmp_path / "run"), option]
     assert refused(capsys, *command) == (
-        f"the weights of {saved_in_4_bits} are already quantised (by bitsandbytes); leave --load_in_4bit and "
+        f"the weights of {saved_in_4_bits} are already quantized (by bitsandbytes); leave --load_in_4bit and "
         "--load_in_8bit out, or take the model in full precision."
     )
     assert not (tmp_path / "run").exists()
 
 
-def test_quantised_weights_are_not_trained_themselves(saved_in_4_bits, text, tmp_path, capsys):
+def test_quantized_weights_are_not_trained_themselves(saved_in_4_bits, text, tmp_path, capsys):
     command = [str(saved_in_4_bits), "--data", str(text), "--output_dir", str(tmp_path / "run")]
     assert refused(capsys, *command) == (
-        f"the weights of {saved_in_4_bits} are quantised and cannot be trained; put an adapter above them with --lora."
+        f"the weights of {saved_in_4_bits} are quantized and cannot be trained; put an adapter above them with --lora."
     )
 
 
-def test_an_adapter_learns_above_a_base_that_was_saved_quantised(saved_in_4_bits, text, tmp_path, capsys):
+def test_an_adapter_learns_above_a_base_that_was_saved_quantized(saved_in_4_bits, text, tmp_path, capsys):
     command = [str(saved_in_4_bits), "--data", str(text), "--output_dir", str(tmp_path / "run"), "--lora"]
     assert main(["finetune", *command, *FEW]) == 0
     capsys.readouterr()
