@@ -71,7 +71,7 @@ def _generate(arguments: argparse.Namespace) -> None:
     from minigpt.hub.trained import encode_prompt, open_trained
 
     model, tokenizer = open_trained(arguments.model, arguments.device)
-    input_ids = encode_prompt(tokenizer, arguments.prompt).to(model.device)  # (1, seq)
+    input_ids = encode_prompt(tokenizer, arguments.prompt, model.generation_config).to(model.device)  # (1, seq)
     crops = not getattr(model.config, "rolls_past_block", True)  # which is a MiniGPT's alone
     if crops and (length := input_ids.shape[1]) > (block_size := model.config.max_position_embeddings):
         print(f"The prompt has {length} tokens: the model goes on from the last {block_size}.", file=sys.stderr)

@@ -5,7 +5,13 @@ from typing import Any
 
 import torch
 from huggingface_hub import HfApi
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 import minigpt
 from minigpt.errors import UsageError
@@ -156,16 +162,44 @@ def hub_has(repository: str) -> bool:
     return True
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> torch.Tensor:
-    """The ids of a prompt, int64 of shape (1, seq); an empty one starts from a new line, as the lecture does.
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, generation_config: GenerationConfig | None = None
+) -> torch.Tensor:
+    """Encode a prompt.
+
+    An empty one begins a document where a model was trained on documents, and a new line elsewhere, as in the lecture.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        prompt: The text to continue.
+        generation_config: The model's, which tells whether it was trained on documents.
+
+    Returns:
+        Ids, int64 of shape (1, seq).
 
     Raises:
-        UnknownCharacterError: If a character vocabulary lacks one of the prompt's characters.
+        UnknownCharacterError: A character vocabulary lacks one of the prompt's characters.
     """
+    start = _start_of_document(generation_config) if generation_config is not None and not prompt else None
     encode_array = getattr(tokenizer, "encode_array", None)
-    if encode_array is not None:
+    if start is not None and start < len(tokenizer):
+        ids = [start]
+    elif encode_array is not None:
         has_newline = "\n" in tokenizer.get_vocab()
         ids = encode_array(prompt or ("\n" if has_newline else ""), errors="strict").tolist()
     else:
         ids = tokenizer(prompt or "\n", add_special_tokens=False)["input_ids"]
     return torch.tensor([ids or [tokenizer.eos_token_id]], dtype=torch.long)  # (1, seq)
+
+
+def _start_of_document(config: GenerationConfig) -> int | None:
+    """Return the BOS token if it ends documents as well and the model may write it, as one that it learned."""
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    # Exports of a model that was trained on plain text name such a BOS token too, and hold it back.
+    biases = config.sequence_bias.items() if isinstance(config.sequence_bias, dict) else config.sequence_bias or []
+    held_back = {
+        *(config.suppress_tokens or []),
+        *(tokens[0] for tokens, bias in biases if bias < 0 and len(tokens) == 1),
+    }
+    bos: int | None = config.bos_token_id
+    return bos if bos in ends and bos not in held_back else None

@@ -23,7 +23,7 @@ def write_sample(model: Any, tokenizer: PreTrainedTokenizerBase, length: int, se
     Returns:
         The text after the new line.
     """
-    start = encode_prompt(tokenizer, "").to(model.device)  # (1, 1)
+    start = encode_prompt(tokenizer, "", model.generation_config).to(model.device)  # (1, 1)
     if not hasattr(model.config, "rolls_past_block"):
         length = min(length, getattr(model.config, "max_position_embeddings", length + 1) - start.shape[1])
     special = {"suppress_tokens": untrained_ids(tokenizer) or None, "pad_token_id": tokenizer.pad_token_id}

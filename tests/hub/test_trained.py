@@ -5,11 +5,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    GenerationConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from minigpt import BigramConfig, BigramForCausalLM, MiniGPTConfig, MiniGPTForCausalLM, MiniGPTTokenizer
 from minigpt.cli import main
-from minigpt.hub.trained import default_block_size, open_trained
+from minigpt.hub.trained import default_block_size, encode_prompt, open_trained
 from minigpt.training.corpus import PLAYS
 
 TEXT = PLAYS.read_text(encoding="utf-8")[:3000]
@@ -76,3 +84,25 @@ def test_a_model_that_names_no_longest_text_writes_and_is_measured(
     assert capsys.readouterr().out.startswith("What")
     assert main(["eval", str(tmp_path / "bloom"), "--data", str(tmp_path / "my.txt"), "--split", "validation"]) == 0
     assert "validation split, 299 tokens: loss " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("settings", "starts_with_bos"),
+    [
+        ({"bos_token_id": 7, "eos_token_id": 7}, True),
+        ({"bos_token_id": 7, "eos_token_id": [5, 7]}, True),
+        ({"eos_token_id": 7}, False),
+        ({"bos_token_id": 6, "eos_token_id": 7}, False),
+        # Plain text never contains the token: `minigpt train` and `minigpt export` hold it back.
+        ({"bos_token_id": 7, "eos_token_id": 7, "suppress_tokens": [7]}, False),
+        ({"bos_token_id": 7, "eos_token_id": 7, "sequence_bias": [[[7], -1e6]]}, False),
+        ({"bos_token_id": 7, "eos_token_id": 7, "sequence_bias": {(7,): -1e6}}, False),
+    ],
+)
+def test_an_empty_prompt_begins_a_document_where_a_model_was_trained_on_documents(
+    settings: dict[str, object], starts_with_bos: bool
+) -> None:
+    tokenizer = MiniGPTTokenizer.from_text("abcde\n")  # "\n" has the id 0
+    config = GenerationConfig(**settings)
+    assert encode_prompt(tokenizer, "", config).tolist() == [[7 if starts_with_bos else 0]]
+    assert encode_prompt(tokenizer, "ab", config).tolist() == [[1, 2]]
