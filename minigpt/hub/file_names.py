@@ -19,7 +19,10 @@ TOKENIZER = (*_TOKENIZER, "additional_chat_templates/*.jinja", "*.model")
 ADAPTER = (CONFIG, WEIGHTS, BASE_HASH)
 # What a run says of itself, and a model card quotes.
 RUN = ("run.json", "loss.png", "sample.txt")
-OUR_CODE = frozenset(file.name for file in Path(configuration_minigpt.__file__).parent.glob("[!_]*_*.py"))
+# Model code that is copied into folders and repositories, now or by an earlier version.
+OUR_CODE = frozenset(
+    {*(file.name for file in Path(configuration_minigpt.__file__).parent.glob("[!_]*_*.py")), "layers_minigpt.py"}
+)
 # The folder in a run's folder in which files wait until all of them are written. Nothing in transformers takes it for
 # a checkpoint, and the Hub's clients upload no name that begins with an underscore.
 UNFINISHED = "_unfinished"

@@ -70,40 +70,46 @@ class MiniGPTConfig(NameCheckingConfig):
     `n_embd`, `n_layer`, `n_head` and `block_size` are accepted and readable everywhere. Impossible values are refused
     with the field's name. The constructor refuses a near-miss of a field's name; loading keeps unknown keys.
 
+    The first group is the lecture's GPT. The second holds the steps towards today's models. The third is needed only to
+    convert other models exactly. The last one belongs to tasks and to the tokenizer.
+
     Args:
         vocab_size: Number of tokens, special tokens included.
         hidden_size: Width of the residual stream (`n_embd`).
-        intermediate_size: Width inside the feed-forward; 4 x `hidden_size` by default.
         num_hidden_layers: Number of blocks (`n_layer`).
         num_attention_heads: Number of query heads (`n_head`).
-        num_key_value_heads: Number of key and value heads, a divisor of the query heads; all of them by default (GQA).
-        head_dim: Width of a head; `hidden_size // num_attention_heads` by default.
-        max_position_embeddings: Longest context in tokens (`block_size`).
+        max_position_embeddings: Context length in tokens (`block_size`).
+        dropout: Probability for the attention weights and both residual branches.
+        initializer_range: Standard deviation of the initial weights.
+
         position_embedding_type: `"learned"` absolute positions, or `"rope"` (rotary, RoFormer).
         rope_parameters: `{"rope_type": "default", "rope_theta": 10000.0}` by default; linear, llama3 and yarn too.
         norm_type: `"layernorm"`, `"rmsnorm"`, or `"unweighted_rmsnorm"` (nanochat).
-        norm_eps: Added to the variance inside every norm.
-        norm_bias: Whether layer norms have a bias.
-        embedding_norm: One more norm before the first block (nanochat).
         qk_norm: Norm over each query and key head, `"before_rotary"` (Qwen3) or `"after_rotary"` (nanochat).
         hidden_act: Activation by its transformers name (`"relu"`, `"gelu_new"`, `"relu2"`, ...) or `"swiglu"`.
-        attention_bias: Bias of the query, key and value projections.
-        attention_output_bias: Bias of the attention's output projection.
-        mlp_bias: Biases of the feed-forward.
-        lm_head_bias: Bias of the language-model head.
-        tie_word_embeddings: Whether the head shares the token embedding's weight.
-        final_logit_softcapping: Bounds the logits to (-c, c) by `c * tanh(logits / c)`; None for no bound.
-        dropout: Probability for the attention weights and both residual branches, as in the lecture.
-        embedding_dropout: Probability after the embeddings (nanoGPT).
-        classifier_dropout: Probability before a token classification head.
-        initializer_range: Standard deviation of the initial weights.
-        residual_init: Output projections start `"normal"`, `"scaled"` by 1/sqrt(2 x layers) (GPT-2), or at `"zero"`.
-        sliding_window: Each token sees this many tokens, itself included, at most `max_position_embeddings`.
+        intermediate_size: Width inside the feed-forward; 4 x `hidden_size` by default.
+        num_key_value_heads: Number of key and value heads, a divisor of the query heads; all of them by default (GQA).
+        sliding_window: Number of tokens that each token sees, itself included; at most `max_position_embeddings`.
         layer_types: `"full_attention"` or `"sliding_attention"` for each layer; all alike by default.
-        use_cache: Whether `forward` returns keys and values for the next token.
-        bos_token_id: Beginning-of-text id, if any.
-        eos_token_id: End-of-text id, if any.
-        pad_token_id: Padding id, if any.
+        tie_word_embeddings: Share the token embedding's weight with the head.
+        residual_init: Output projections start `"normal"`, `"scaled"` by 1/sqrt(2 x layers) (GPT-2), or at `"zero"`.
+        final_logit_softcapping: Bound c of the logits, as `c * tanh(logits / c)`; None for no bound.
+        embedding_norm: Add a norm before the first block (nanochat).
+
+        head_dim: Width of a head; `hidden_size // num_attention_heads` by default.
+        norm_eps: Number added to the variance inside every norm.
+        norm_bias: Give layer norms a bias.
+        attention_bias: Give the query, key and value projections a bias.
+        attention_output_bias: Give the attention's output projection a bias.
+        mlp_bias: Give the feed-forward biases.
+        lm_head_bias: Give the language-modeling head a bias.
+        embedding_dropout: Probability after the embeddings (nanoGPT).
+
+        classifier_dropout: Probability before a token classification head.
+        use_cache: Return keys and values for the next token from `forward`.
+        bos_token_id: Id of the BOS token, if any.
+        eos_token_id: Id of the EOS token, if any.
+        pad_token_id: Id of the padding token, if any.
 
     Raises:
         StrictDataclassError: If a value has the wrong type or is impossible.

@@ -1,4 +1,7 @@
-"""The bigram: one table, and the next token's scores are a row of it."""
+"""The bigram: one table, and the next token's logits are a row of it.
+
+`_supports_default_dynamic_cache` is private in `GenerationMixin`; it was read in transformers 5.23.0.
+"""
 
 from typing import Any, NoReturn
 
@@ -171,7 +174,7 @@ class BigramForCausalLM(BigramModel, UnboundedGenerationMixin, GenerationMixin):
         )
 
 
-# By these names a Trainer knows whose labels label smoothing has to shift; AutoModelForCausalLM.register adds none.
+# With label smoothing the Trainer shifts labels for these names only, and AutoModelForCausalLM.register adds none.
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[BigramConfig.model_type] = BigramForCausalLM.__name__
 BigramModel.register_for_auto_class("AutoModel")
 BigramForCausalLM.register_for_auto_class("AutoModelForCausalLM")

@@ -1,25 +1,10 @@
-"""Positions and labels of padded rows: a padded row gives the logits and the loss that it gives alone."""
+"""Labels of padded rows: a padded row has the loss that it has alone."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import Cache
-
-
-def count_positions(inputs_embeds: torch.Tensor, attention_mask: object, past_key_values: Cache | None) -> torch.Tensor:
-    """Count the positions of tokens that follow the cache, leaving out padding by a mask of (batch, total).
-
-    Returns:
-        (batch, seq), or (1, seq) without such a mask. Padding before a row's first token has position 0.
-    """
-    past_seen_tokens = 0 if past_key_values is None else past_key_values.get_seq_length()
-    positions = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + past_seen_tokens  # (seq,)
-    if not isinstance(attention_mask, torch.Tensor) or attention_mask.ndim != 2:
-        return positions[None]
-    counted = (attention_mask.to(positions.device).long().cumsum(-1) - 1).clamp(min=0)  # (batch, total)
-    return counted.index_select(1, positions)
 
 
 def ignore_unpredicted(

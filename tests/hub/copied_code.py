@@ -2,8 +2,8 @@
 
 CODE = {
     "configuration_minigpt.py",
+    "fast_generation_minigpt.py",
     "generation_minigpt.py",
-    "layers_minigpt.py",
     "modeling_minigpt.py",
     "padding_minigpt.py",
 }

@@ -292,7 +292,7 @@ def test_the_dtype_asked_for_is_given(tmp_path: Path, kind: str, ids: torch.Tens
 
 
 ON_DISK = {"model.layers.1": "disk", "model.layers.0": "cpu", "lm_head": "cpu"} | {
-    f"model.{name}": "cpu" for name in ("embed_tokens", "embed_positions", "embedding_norm", "norm", "rotary_emb")
+    f"model.{name}": "cpu" for name in ("embed_tokens", "embed_positions", "norm")
 }
 
 

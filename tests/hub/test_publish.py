@@ -177,7 +177,9 @@ def test_what_a_repository_holds_besides_stays_and_what_would_change_the_model_g
     hub: "Hub", run: Path, pushed: str
 ) -> None:
     besides = {"LICENSE": b"mine", "notes.md": b"mine", "figures/a.png": b"mine", "onnx/model.onnx": b"mine"}
+    besides |= {"__init__.py": b"", "my_helper.py": b"mine"}
     stale = {"chat_template.jinja": b"{{ 1 }}", "model-00001-of-00002.safetensors": b"", "configuration_bigram.py": b""}
+    stale |= {"layers_minigpt.py": b""}
     hub.put(pushed, besides | stale)
     assert main(["push", str(run), pushed]) == 0
     assert hub.commits(pushed)[0].changed() == stale.keys()
@@ -801,7 +803,7 @@ def test_a_folder_without_its_code_gets_it_on_the_way(hub: "Hub", run: Path) -> 
 
 
 def test_code_that_imports_what_is_not_there_is_completed(hub: "Hub", run: Path) -> None:
-    (run / "layers_minigpt.py").unlink()
+    (run / "padding_minigpt.py").unlink()
     assert main(["push", str(run), "tiny"]) == 0
     assert hub.files("tester/tiny").keys() >= CODE
 

@@ -13,7 +13,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from minigpt.modeling_minigpt.generation_minigpt import BlockGenerationMixin
+from minigpt.modeling_minigpt.fast_generation_minigpt import FastGenerationMixin
 from minigpt.modeling_minigpt.modeling_minigpt import MiniGPTForCausalLM, MiniGPTModel
 from minigpt.tokenization.tokenization_minigpt import MiniGPTTokenizer
 
@@ -39,13 +39,13 @@ def prompt(draw_ids):
 @pytest.fixture
 def fast_calls(monkeypatch):
     """A list that grows by one whenever the fast loop runs."""
-    calls, original = [], BlockGenerationMixin._sample_fast
+    calls, original = [], FastGenerationMixin._sample_fast
 
     def counted(self, *args, **kwargs):
         calls.append(1)
         return original(self, *args, **kwargs)
 
-    monkeypatch.setattr(BlockGenerationMixin, "_sample_fast", counted)
+    monkeypatch.setattr(FastGenerationMixin, "_sample_fast", counted)
     return calls
 
 

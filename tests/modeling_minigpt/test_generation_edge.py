@@ -1,13 +1,17 @@
 """generate() at the block's edge and past it, what it refuses there, and what it does when nothing is said."""
 
 import logging
+import re
+import sys
 
 import pytest
 import torch
+import transformers
 from transformers import (
     ContinuousBatchingConfig,
     DynamicCache,
     GenerationConfig,
+    GenerationMixin,
     LogitsProcessor,
     LogitsProcessorList,
     StaticCache,
@@ -15,7 +19,13 @@ from transformers import (
 from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 from transformers.utils import logging as transformers_logging
 
-from minigpt.modeling_minigpt.generation_minigpt import lecture_generation_config
+from minigpt.modeling_minigpt.fast_generation_minigpt import FastGenerationMixin
+from minigpt.modeling_minigpt.generation_minigpt import (
+    BlockGenerationMixin,
+    UnboundedGenerationMixin,
+    lecture_generation_config,
+)
+from minigpt.modeling_minigpt.modeling_bigram import BigramForCausalLM
 from minigpt.modeling_minigpt.modeling_minigpt import MiniGPTForCausalLM
 from minigpt.modeling_minigpt.textbook import TextbookGPT
 
@@ -548,3 +558,18 @@ def test_ten_thousand_tokens_from_one_start_token_hold_no_special_token(saved, w
     assert text.shape == (1, 10_001)
     assert set(text.flatten().tolist()) == set(range(15))
     assert warnings_of_transformers() == []
+
+
+@pytest.mark.parametrize(
+    "cls", [UnboundedGenerationMixin, BlockGenerationMixin, FastGenerationMixin, BigramForCausalLM]
+)
+def test_each_private_method_of_transformers_that_is_overridden_is_listed_and_still_exists(cls):
+    documented = sys.modules[cls.__module__].__doc__
+    listed = set(re.findall(r"`(_\w+)`", documented))
+    overridden = {name for name in vars(cls) if re.match(r"_[a-z]", name) and hasattr(GenerationMixin, name)}
+    assert overridden <= listed
+    for name in listed:
+        assert hasattr(GenerationMixin, name), (
+            f"transformers {transformers.__version__} has no GenerationMixin.{name}; find what replaced it and adapt "
+            f"{cls.__module__}"
+        )

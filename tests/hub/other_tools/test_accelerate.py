@@ -76,7 +76,7 @@ def test_an_offloaded_model_writes_the_same_text(saved, ids, offload, tmp_path):
         cpu_offload(model)
     else:
         pieces = {f"model.{name}": "cpu" for name, _ in model.model.named_children() if name != "layers"}
-        where = {**pieces, "model.layers.0": "disk", "model.layers.1": "cpu", "lm_head": "cpu", "softcap": "cpu"}
+        where = {**pieces, "model.layers.0": "disk", "model.layers.1": "cpu", "lm_head": "cpu"}
         dispatch_model(model, where, main_device="cpu", offload_dir=str(tmp_path), force_hooks=True)
     assert model.model.layers[0].mlp.up_proj.weight.device.type == "meta"
     expected = plain.generate(ids, max_new_tokens=TOKENS, do_sample=False)
