@@ -19,8 +19,10 @@ RESULTS = ROOT / "benchmarks" / "results"
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
 PICTURE = DOCS / "loss.png"
-NAMES = ("run", "losses", "baselines", "train_step", "generate", "tokenizer", "data")
-OF_PAGES = ("precision", "memory", "vocabularies", "chat")
+NAMES = (
+    *("run", "losses", "baselines", "train_step", "generate", "tokenizer", "data"),
+    *("precision", "memory", "vocabularies", "chat"),
+)
 OPTIONS = {"baselines": ("--data", "tiny_shakespeare"), "precision": ("--batch", "4")}
 _SECTION = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 _ESTIMATES_SHOWN, _SAMPLE_LINES = 2, 16
@@ -36,8 +38,30 @@ def measure(name: str) -> None:
 
 
 def fill(page: str) -> str:
-    """The README, or a page, with every generated part as it was last measured."""
-    return _SECTION.sub(lambda part: part[1] + (RESULTS / f"{part[2]}.md").read_text(encoding="utf-8") + part[3], page)
+    """Return a page with every generated part as it was last measured."""
+    return _SECTION.sub(
+        lambda part: part[1] + (headlines() if part[2] == "headlines" else _result(part[2])) + part[3], page
+    )
+
+
+def headlines() -> str:
+    """Write the sentence of two ratios that the README quotes from the tables of `train_step` and `generate`."""
+    step, generation = _row("train_step", "`seed`"), _row("generate", "`seed`, inside the block of 32")
+    return (
+        f"A training step of `seed` takes **{step['ours / GPT-2']} times** as long as one of a GPT-2 of the same size "
+        "in the stock\n`Trainer`, and `generate()` writes "
+        f"**{generation['MiniGPT / GPT-2'].removesuffix(' x')} times** as many tokens per second as that GPT-2.\n"
+    )
+
+
+def _row(name: str, first: str) -> dict[str, str]:
+    """Return the row of a result's table that begins with `first`, as values by column."""
+    table = [[cell.strip() for cell in line.split("|")] for line in _result(name).splitlines() if line.startswith("|")]
+    return dict(zip(table[0], next(row for row in table if row[1] == first), strict=True))
+
+
+def _result(name: str) -> str:
+    return (RESULTS / f"{name}.md").read_text(encoding="utf-8")
 
 
 def _first_run() -> str:
@@ -69,9 +93,9 @@ def _output(*arguments: str, cwd: str | Path = ROOT) -> str:
 def main(argv: list[str] | None = None) -> None:
     """Measures what was asked for and fills the README and the pages."""
     parser = argparse.ArgumentParser(description="Fills the generated parts of README.md and docs/.")
-    parser.add_argument("--measure", nargs="+", choices=(*NAMES, *OF_PAGES, "all"), default=[], metavar="NAME")
+    parser.add_argument("--measure", nargs="+", choices=(*NAMES, "all"), default=[], metavar="NAME")
     arguments = parser.parse_args(argv)
-    for name in (*NAMES, *OF_PAGES) if "all" in arguments.measure else arguments.measure:
+    for name in NAMES if "all" in arguments.measure else arguments.measure:
         measure(name)
     for page in (README, *DOCS.glob("*.md")):
         text = page.read_text(encoding="utf-8")
