@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # what `__getattr__` imports when it is asked for
     from minigpt.training.finetuning.adapters import LoraSettings as LoraSettings
     from minigpt.training.finetuning.instruction import InstructionSettings as InstructionSettings
     from minigpt.training.finetuning.run import finetune as finetune
+    from minigpt.training.reading import ReadSettings as ReadSettings
     from minigpt.training.run import train as train
     from minigpt.training.stream import TokenStream as TokenStream
     from minigpt.training.tokens import tokenize_corpus as tokenize_corpus
@@ -50,6 +51,7 @@ _PUBLIC = {
     "MiniGPTTokenizer": "tokenization.tokenization_minigpt",
     "MiniGPTTrainer": "training.trainer",
     "MiniGPTTrainingArguments": "training.arguments",
+    "ReadSettings": "training.reading",
     "SplitSettings": "training.corpus",
     "TextbookGPT": "modeling_minigpt.textbook",
     "TokenStream": "training.stream",

@@ -15,8 +15,17 @@ from transformers.hf_argparser import string_to_bool
 
 from minigpt.modeling_minigpt.configuration_minigpt import MiniGPTConfig
 from minigpt.training.corpus import SplitSettings
-from minigpt.training.options import add_split_options, count_options, parse_options, pop_split, training_parser
+from minigpt.training.options import (
+    add_reading_options,
+    add_split_options,
+    count_options,
+    parse_options,
+    pop_reading,
+    pop_split,
+    training_parser,
+)
 from minigpt.training.presets import PRESETS, get_preset
+from minigpt.training.reading import ReadSettings
 from minigpt.training.vocabulary import KINDS, SENTENCEPIECE_TYPES, SUBWORDS
 
 # The tokenizer decides about these; the last one concerns a classifier.
@@ -42,6 +51,7 @@ class TrainCommand:
         preset: The preset's name.
         data: Sources of text, or None for the default.
         split: Settings of the validation split.
+        reading: Settings that decide how the text is read.
         device: `cpu`, `cuda`, `mps`, or None for the best there is.
         overwrite: Whether a run that the output folder already holds is replaced.
         vocabulary: What of `Vocabulary` is not its default.
@@ -52,6 +62,7 @@ class TrainCommand:
     preset: str = "seed"
     data: list[str] | None = None
     split: SplitSettings = field(default_factory=SplitSettings)
+    reading: ReadSettings = field(default_factory=ReadSettings)
     device: str | None = None
     overwrite: bool = False
     vocabulary: dict[str, Any] = field(default_factory=dict)
@@ -73,7 +84,7 @@ def parse_train_command(argv: Sequence[str] | None = None) -> TrainCommand:
     options = {"tokenizer": "kind", "vocab_size": "size", "sentencepiece_type": "sentencepiece_type"}
     command.vocabulary = {options[name]: values.pop(name) for name in list(values) if name in options}
     try:
-        command.split = pop_split(values)
+        command.split, command.reading = pop_split(values), pop_reading(values)
         preset = get_preset(command.preset)
         command.model = {name: values.pop(name) for name in list(values) if name in _model_types()}
         command.training = values
@@ -102,10 +113,12 @@ def build_parser(show_all: bool = False) -> argparse.ArgumentParser:
         "--data",
         nargs="+",
         metavar="TEXT",
-        help="text files, a pattern such as 'src/**/*.py', a folder, a Hub dataset, tiny_shakespeare or plays "
+        help="text, JSONL, CSV or Parquet files, a pattern such as 'src/**/*.py', a folder, a Hub dataset, "
+        "tiny_shakespeare or plays "
         "(default: input.txt of this folder, else Tiny Shakespeare)",
     )
     add_split_options(parser, show_all=show_all)
+    add_reading_options(parser, show_all=show_all)
     add("--device", metavar="NAME", help="cpu, cuda or mps (default: the best there is)")
     add("--overwrite", action="store_true", help="replace the run that the output folder holds")
 

@@ -48,6 +48,7 @@ def describe_text(corpus: Corpus, trainer: MiniGPTTrainer) -> dict[str, Any]:
         "sha256": corpus.sha256,
         "train_characters": corpus.train_characters,
         "split": asdict(corpus.split),
+        "reading": asdict(corpus.reading),
         "split_tokens": {split: len(stream) for split, stream in trainer.streams.items()},
     }
 

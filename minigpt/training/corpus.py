@@ -10,8 +10,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
-from minigpt.training.hub_dataset import hub_dataset_reader
-from minigpt.training.text_files import SUFFIXES, CorpusError, find_files, read_files
+from minigpt.training.reading import ReadSettings
+from minigpt.training.rows import ROW_SUFFIXES, as_lines, has_rows, open_hub_rows
+from minigpt.training.text_files import SUFFIXES, CorpusError, find_files, open_files
 from minigpt.training.tiny_shakespeare import HUB_DATASET, VARIABLE, OutOfReachError, tiny_shakespeare
 
 __all__ = ["Corpus", "CorpusError", "SplitSettings", "load_text"]
@@ -68,6 +69,7 @@ class Corpus:
         sha256: Hash of the text in UTF-8, in hexadecimal: one file's own, unless it began with a byte order mark.
         train_characters: Number of characters to train on; the others, at the end, are the validation split.
         split: Settings by which the two were parted.
+        reading: Settings by which the text was read.
         notice: One line for the person when the text was not chosen by them or a part of it is left out, else None.
     """
 
@@ -77,6 +79,7 @@ class Corpus:
     sha256: str
     train_characters: int
     split: SplitSettings
+    reading: ReadSettings
     notice: str | None
     _read: Callable[[], Iterator[str]] = field(repr=False, compare=False)
 
@@ -101,7 +104,7 @@ def load_text(
     source: Source | None = None,
     *,
     split: SplitSettings | None = None,
-    text_column: str | None = None,
+    reading: ReadSettings | None = None,
     subset: str | None = None,
 ) -> Corpus:
     """Finds a text, reads it through once, and returns it as a corpus.
@@ -116,58 +119,63 @@ def load_text(
             - a text file; a pattern such as `src/**/*.py`; a folder, for its `.txt` and `.md` files, subfolders
               included, sorted by path, or for its splits (see `find_files`); or several of these in a list. Files are
               joined in order, with a newline after one that does not end in one;
+            - a file of rows (`.jsonl`, `.json`, `.csv`, `.tsv` or `.parquet`) in any of these places, or a folder that
+              `save_to_disk` of `datasets` wrote: every row is on a line of its own;
             - a dataset of the Hub, as `"owner/name"`: all its splits, train first, then validation and test, and every
               row on a line of its own.
         split: Settings of the validation split; by default the last tenth of the characters.
-        text_column: Column of the Hub dataset; by default `text`, or the only column of strings.
+        reading: Settings that decide how the text is read.
         subset: Configuration of the Hub dataset, where it has several.
 
     Raises:
         CorpusError: No such text, or it is empty, binary or not UTF-8.
     """
-    split = split or SplitSettings()
+    split, reading = split or SplitSettings(), reading or ReadSettings()
     if isinstance(source, list | tuple) and len(source) == 1:
         source = source[0]
     if source is None:
-        return _default_corpus(split)
+        return _default_corpus(split, reading)
     if source == "plays":
-        return _corpus("plays", _plays, split)
+        return _corpus("plays", _plays, split, reading)
     if source in ("tiny_shakespeare", HUB_DATASET):
         try:
-            return _tiny_shakespeare(split)
+            return _tiny_shakespeare(split, reading)
         except OutOfReachError as error:
             raise CorpusError(
                 f"Tiny Shakespeare is out of reach ({error}); connect to the network, set {VARIABLE} to the path of a "
                 "copy, or train on 'plays', the bundled text."
             ) from error
     if isinstance(source, str) and _names_hub_dataset(source):
-        return _corpus(source, hub_dataset_reader(source, text_column, subset), split)
-    return _files([source] if isinstance(source, str | os.PathLike) else source, split)
+        rows = open_hub_rows(source, reading.text_column, subset)
+        return _corpus(source, lambda: as_lines(rows()), split, reading, has_columns=True)
+    return _files([source] if isinstance(source, str | os.PathLike) else source, split, reading)
 
 
-def _default_corpus(split: SplitSettings) -> Corpus:
+def _default_corpus(split: SplitSettings, reading: ReadSettings) -> Corpus:
     """Returns the text for somebody who named none, with the notice that says which it is."""
     if Path("input.txt").is_file():
-        return replace(_files(["input.txt"], split), notice="No text was named: using input.txt of the current folder.")
+        return replace(
+            _files(["input.txt"], split, reading), notice="No text was named: using input.txt of the current folder."
+        )
     try:
-        return replace(_tiny_shakespeare(split), notice="No text was named: using Tiny Shakespeare.")
+        return replace(_tiny_shakespeare(split, reading), notice="No text was named: using Tiny Shakespeare.")
     except OutOfReachError as error:
         return replace(
-            _corpus("plays", _plays, split),
+            _corpus("plays", _plays, split, reading),
             notice=f"No text was named and Tiny Shakespeare is out of reach ({error}): using the bundled plays.",
         )
 
 
-def _tiny_shakespeare(split: SplitSettings) -> Corpus:
+def _tiny_shakespeare(split: SplitSettings, reading: ReadSettings) -> Corpus:
     text = tiny_shakespeare()
-    return _corpus("tiny_shakespeare", lambda: iter([text]), split)
+    return _corpus("tiny_shakespeare", lambda: iter([text]), split, reading)
 
 
 def _plays() -> Iterator[str]:
-    return read_files([PLAYS])
+    return open_files([PLAYS])()
 
 
-def _files(sources: Sequence[str | os.PathLike[str]], split: SplitSettings) -> Corpus:
+def _files(sources: Sequence[str | os.PathLike[str]], split: SplitSettings, reading: ReadSettings) -> Corpus:
     if not sources:
         raise CorpusError("An empty list names no text; give at least one file or folder.")
     for source in sources:
@@ -181,8 +189,10 @@ def _files(sources: Sequence[str | os.PathLike[str]], split: SplitSettings) -> C
     notices = [one.notice for one in found if one.notice]
     corpus = _corpus(
         f"{first} + {len(others)} more" if others else first,
-        lambda: read_files(train),
+        open_files(train, reading),
         split,
+        reading,
+        has_columns=any(map(has_rows, train)),
         validation=[file for one in found for file in one.validation],
     )
     return replace(corpus, notice="\n".join(notices) or None)
@@ -195,20 +205,29 @@ def _name(path: Path) -> str:
 def _names_hub_dataset(source: str) -> bool:
     """Tells whether `owner/name` means the Hub: what is on this machine, or would be in a folder of it, comes first."""
     path = Path(source)
-    return bool(_HUB_ID.fullmatch(source)) and not (path.exists() or path.parent.is_dir() or path.suffix in SUFFIXES)
+    is_file_name = path.suffix.lower() in (*SUFFIXES, *ROW_SUFFIXES)
+    return bool(_HUB_ID.fullmatch(source)) and not (path.exists() or path.parent.is_dir() or is_file_name)
 
 
 def _corpus(
-    name: str, read: Callable[[], Iterator[str]], split: SplitSettings, validation: Sequence[Path] = ()
+    name: str,
+    read: Callable[[], Iterator[str]],
+    split: SplitSettings,
+    reading: ReadSettings,
+    *,
+    has_columns: bool = False,
+    validation: Sequence[Path] = (),
 ) -> Corpus:
     """Reads the text through once, for its size, its hash and the place where it is parted."""
+    if reading.text_column and not has_columns:
+        raise CorpusError(f"{name} has no columns, so none is called {reading.text_column!r}; leave text_column out.")
     files = [file for source in split.validation_file for file in find_files(source).train] or validation
     if files and split != SplitSettings(split.validation_file):
         raise CorpusError(
             f"{name} comes with a validation split ({files[0].name}); leave validation_fraction and split_by out."
         )
     if files:
-        parts: list[Callable[[], Iterator[str]]] = [lambda: _ended(read()), lambda: read_files(files)]
+        parts: list[Callable[[], Iterator[str]]] = [lambda: _ended(read()), open_files(files, reading)]
     elif split.split_by == "line":
         parts = [lambda: _shuffled_lines(read, split)[0], lambda: _shuffled_lines(read, split)[1]]
     else:
@@ -232,6 +251,7 @@ def _corpus(
         digest.hexdigest(),
         train_characters=ends[0] if len(parts) > 1 else _position(num_characters, split),
         split=split,
+        reading=reading,
         notice=None,
         _read=lambda: chain.from_iterable(part() for part in parts),
     )

@@ -12,6 +12,7 @@ from transformers.hf_argparser import string_to_bool
 
 from minigpt.training.arguments import MiniGPTTrainingArguments
 from minigpt.training.corpus import SplitSettings
+from minigpt.training.reading import ReadSettings
 
 # What a learner changes first, and what is said about it where the Trainer's own words are too many; the others are
 # shown by --help_all.
@@ -88,6 +89,32 @@ def add_split_options(parser: argparse.ArgumentParser, *, show_all: bool) -> Non
             settings["help"] = argparse.SUPPRESS
         spellings = [f"--{name}", f"--{name.replace('_', '-')}"]
         parser.add_argument(*spellings, default=argparse.SUPPRESS, **settings).option_strings = spellings[:1]
+
+
+def add_reading_options(parser: argparse.ArgumentParser, *, show_all: bool) -> None:
+    """Add an option for each field of `ReadSettings`."""
+    options: dict[str, dict[str, Any]] = {
+        "text_column": {
+            "metavar": "NAME",
+            "help": "column of the text in rows (default: text, or the only column of strings)",
+        },
+    }
+    for name, settings in options.items():
+        if not show_all:
+            settings["help"] = argparse.SUPPRESS
+        spellings = [f"--{name}", *([f"--{name.replace('_', '-')}"] if "_" in name else [])]
+        parser.add_argument(*spellings, default=argparse.SUPPRESS, **settings).option_strings = spellings[:1]
+
+
+def pop_reading(values: dict[str, Any]) -> ReadSettings:
+    """Take the options of `add_reading_options` out of what was given.
+
+    Raises:
+        CorpusError: A value is impossible.
+    """
+    return ReadSettings(
+        **{field.name: values.pop(field.name) for field in fields(ReadSettings) if field.name in values}
+    )
 
 
 def pop_split(values: dict[str, Any]) -> SplitSettings:

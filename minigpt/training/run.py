@@ -21,6 +21,7 @@ from minigpt.training.memory import check_memory, count_parameters
 from minigpt.training.output_folder import check_folder, check_room, check_same_model, check_same_text
 from minigpt.training.preparation import build_arguments, check_push
 from minigpt.training.presets import MODEL_CLASSES, Preset, get_preset
+from minigpt.training.reading import ReadSettings
 from minigpt.training.report import hardware
 from minigpt.training.segments import training_segments
 from minigpt.training.tokens import characters_per_token, tokenize_corpus
@@ -49,6 +50,7 @@ def train(
     data: Any = None,
     *,
     split: SplitSettings | None = None,
+    reading: ReadSettings | None = None,
     device: str | None = None,
     overwrite: bool = False,
     vocabulary: Vocabulary | None = None,
@@ -61,6 +63,7 @@ def train(
         preset: Name of a preset.
         data: What `load_text` takes; by default what it finds.
         split: Settings of the validation split; by default the last tenth of the text.
+        reading: Settings that decide how the text is read.
         device: `cpu`, `cuda` or `mps`; by default the best there is.
         overwrite: Whether a run that the output folder already holds is replaced; other files stay.
         vocabulary: What the tokens are; by default the text's characters.
@@ -93,13 +96,14 @@ def train(
         check_folder(folder, resuming=resuming, overwrite=overwrite)
         check_push(args, chosen.model_type)
     with hold_folder(folder) if is_main else nullcontext():
-        return _train(chosen, data, split, args, dict(model or {}), vocabulary, overwrite=overwrite)
+        return _train(chosen, data, split, reading, args, dict(model or {}), vocabulary, overwrite=overwrite)
 
 
 def _train(
     chosen: Preset,
     data: Any,
     split: SplitSettings | None,
+    reading: ReadSettings | None,
     args: MiniGPTTrainingArguments,
     model: dict[str, Any],
     vocabulary: Vocabulary,
@@ -111,7 +115,7 @@ def _train(
     resuming = bool(args.resume_from_checkpoint)
     checkpoint = find_checkpoint(folder, args.resume_from_checkpoint) if resuming else None
 
-    corpus = load_text(data, split=split)
+    corpus = load_text(data, split=split, reading=reading)
     if corpus.notice and is_main:
         print(corpus.notice, flush=True)
     if checkpoint:

@@ -1,26 +1,31 @@
-"""Reading text files exactly as they are, in bounded memory, and refusing what is not text."""
+"""Finding files of text, reading them exactly as they are, in bounded memory, and refusing what is not text."""
 
 import codecs
 import glob
 import os
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 
+from minigpt.errors import CorpusError as CorpusError
+from minigpt.training.reading import ReadSettings
+from minigpt.training.rows import ROW_SUFFIXES, as_lines, has_rows, is_saved_dataset, open_rows, saved_splits
+
 SUFFIXES = (".txt", ".md")
 CHUNK_BYTES = 2**20
+# Files of rows that a folder is searched for; a JSON file of a folder may be anything.
+_FOUND_ROWS = tuple(suffix for suffix in ROW_SUFFIXES if suffix != ".json")
 # What the file of each split is called, without its ending.
 SPLIT_NAMES = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test",),
 }
-
-
-class CorpusError(ValueError):
-    """A text that cannot be used: the message names it, what is wrong with it and what to do."""
+# One of several files of a split, as the Hub names them: train-00000-of-00002.parquet.
+_SHARD = re.compile(r"-\d+-of-\d+$")
 
 
 @dataclass(frozen=True)
@@ -42,14 +47,18 @@ def find_files(path: str | os.PathLike[str]) -> FoundFiles:
     """Find the file at `path`, the files that match it as a pattern, or the text files of the folder there.
 
     A folder's text files are its `.txt` and `.md` files, those of its subfolders too, sorted by path; hidden ones are
-    not among them. If one of them lies in the folder itself and is called `train`, the files are splits: `train` is
-    trained on, `valid`, `val`, `validation` or `dev` is validated on, and `test` and all others are left out.
+    not among them. If there are none but a README, they are its `.jsonl`, `.csv`, `.tsv` and `.parquet` files. If a
+    file in the folder itself is called `train`, the files are splits: `train` is trained on, `valid`, `val`,
+    `validation` or `dev` is validated on, and `test` and all others are left out. A split may be in several files,
+    called `train-00000-of-00002.parquet` and so on, in subfolders too.
+
+    A folder that `save_to_disk` of `datasets` wrote is one such file, or has one for each split.
 
     Raises:
         CorpusError: Nothing is there (the message names the nearest name), or the folder has no text file.
     """
     path = Path(path).expanduser()
-    if path.is_file():
+    if path.is_file() or is_saved_dataset(path):
         return FoundFiles([path])
     if not path.exists() and glob.has_magic(str(path)):
         # Unlike Path.glob, it leaves hidden files out.
@@ -61,14 +70,26 @@ def find_files(path: str | os.PathLike[str]) -> FoundFiles:
         raise CorpusError(
             f"There is no file or folder {str(path)!r}{_did_you_mean(path)}; give the path of a text file."
         )
+    if splits := saved_splits(path):
+        return _splits_or_all(path, list(map(Path, splits)), list(map(Path, splits)))
     inside = sorted((file.relative_to(path) for file in path.rglob("*") if file.is_file()), key=Path.as_posix)
     visible = [file for file in inside if not any(part.startswith(".") for part in file.parts)]
     texts = [file for file in visible if file.suffix.lower() in SUFFIXES]
+    rows = [file for file in visible if file.suffix.lower() in _FOUND_ROWS]
+    if rows and all(file.stem.lower() == "readme" for file in texts):
+        texts = rows
+    if any(_split_of(file) == "train" for file in visible if file.suffix.lower() in (*SUFFIXES, *ROW_SUFFIXES)):
+        texts = [file for file in visible if file.suffix.lower() in (*SUFFIXES, *ROW_SUFFIXES)]
     if not texts:
         raise CorpusError(
-            f"The folder {str(path)!r} holds no text file ({' or '.join(SUFFIXES)}); put one there or name files, as "
-            f"in --data {str(path / '**' / '*.py')!r}."
+            f"The folder {str(path)!r} holds no text file ({', '.join(SUFFIXES)}, {', '.join(_FOUND_ROWS)}); put one "
+            f"there or name files, as in --data {str(path / '**' / '*.py')!r}."
         )
+    return _splits_or_all(path, visible, texts)
+
+
+def _splits_or_all(path: Path, visible: list[Path], texts: list[Path]) -> FoundFiles:
+    """Return a folder's files by their splits if there is one to train on, else all of its texts."""
     named = {split: [file for file in texts if _split_of(file) == split] for split in SPLIT_NAMES}
     read = [*named["train"], *named["validation"]] if named["train"] else texts
     notice = _notice(path, visible, read, is_split=bool(named["train"]))
@@ -78,10 +99,11 @@ def find_files(path: str | os.PathLike[str]) -> FoundFiles:
 
 
 def _split_of(file: Path) -> str | None:
-    """Return the split that a file's name means; files in subfolders mean none."""
-    if len(file.parts) > 1:
+    """Return the split that a file's name means; in subfolders only the names of the Hub mean any."""
+    name, shards = _SHARD.subn("", file.stem.lower())
+    if len(file.parts) > 1 and not shards:
         return None
-    return next((split for split, names in SPLIT_NAMES.items() if file.stem.lower() in names), None)
+    return next((split for split, names in SPLIT_NAMES.items() if name in names), None)
 
 
 def _notice(folder: Path, visible: list[Path], read: list[Path], *, is_split: bool) -> str | None:
@@ -107,11 +129,34 @@ def _counted(files: list[Path]) -> str:
     return f"{len(files):,} files ({', '.join(shown)})"
 
 
-def read_files(paths: Iterable[Path]) -> Iterator[str]:
-    """Yields the text of the files in order, with a newline between two where the first does not end with one."""
+def open_files(paths: Iterable[Path], reading: ReadSettings | None = None) -> Callable[[], Iterator[str]]:
+    """Open files, and return a function that reads their text from the start.
+
+    The files are joined in order, with a newline between two where the first does not end in one. Each row of a file of
+    rows is on a line of its own.
+
+    Args:
+        paths: Files, or folders that `save_to_disk` of `datasets` wrote.
+        reading: Settings that decide how they are read.
+
+    Raises:
+        CorpusError: A file of rows is damaged, or has no such column.
+    """
+    readers = [_open_file(path, reading or ReadSettings()) for path in paths]
+    return lambda: _joined(readers)
+
+
+def _open_file(path: Path, reading: ReadSettings) -> Callable[[], Iterator[str]]:
+    if has_rows(path):
+        rows = open_rows(path, reading.text_column)
+        return lambda: as_lines(rows())
+    return lambda: _read_file(path)
+
+
+def _joined(readers: Iterable[Callable[[], Iterator[str]]]) -> Iterator[str]:
     ended = True
-    for path in paths:
-        for position, text in enumerate(_read_file(path)):
+    for read in readers:
+        for position, text in enumerate(read()):
             if position == 0 and not ended:
                 yield "\n"
             yield text

@@ -7,8 +7,9 @@ import datasets
 import pytest
 
 from minigpt.training import corpus as corpus_module
-from minigpt.training import hub_dataset, text_files
+from minigpt.training import rows, text_files
 from minigpt.training.corpus import CorpusError, load_text
+from minigpt.training.reading import ReadSettings
 
 MANY_BYTES = "aé€😀\r\nzß漢𝄞 e\u0301\n"  # characters of one to four bytes, both line ends, a combining accent
 
@@ -147,7 +148,7 @@ def test_a_missing_folder_is_told_apart_from_a_missing_file():
 
 def test_a_folder_without_text_is_refused(tmp_path):
     write(tmp_path / "pictures" / "a.png", b"\0")
-    with pytest.raises(CorpusError, match=r"pictures'? holds no text file \(\.txt or \.md\)"):
+    with pytest.raises(CorpusError, match=r"pictures'? holds no text file \(\.txt, \.md, \.jsonl"):
         load_text(tmp_path / "pictures")
 
 
@@ -183,7 +184,7 @@ def hub(monkeypatch):
 
 
 def test_a_hub_dataset_is_its_rows_line_by_line_held_out_splits_last(hub, monkeypatch):
-    monkeypatch.setattr(hub_dataset, "ROWS_AT_ONCE", 2)
+    monkeypatch.setattr(rows, "ROWS_AT_ONCE", 2)
     hub["owner/name", None] = {
         "test": {"text": ["5"], "id": [0]},
         "extra": {"text": ["6"], "id": [0]},
@@ -202,11 +203,11 @@ def test_the_only_column_of_strings_is_the_text(hub):
 
 def test_a_choice_of_columns_is_refused_with_their_names(hub):
     hub["owner/name", None] = {"train": {"title": ["a"], "story": ["b"], "id": [0]}}
-    with pytest.raises(CorpusError, match=r"text_column .*\(title, story; all columns: title, story, id\)"):
+    with pytest.raises(CorpusError, match=r"text_column .*\(title, story; all columns: title, story, id \(int64\)\)"):
         load_text("owner/name")
-    assert load_text("owner/name", text_column="story").text == "b\n"
+    assert load_text("owner/name", reading=ReadSettings("story")).text == "b\n"
     with pytest.raises(CorpusError, match="'id'"):
-        load_text("owner/name", text_column="id")
+        load_text("owner/name", reading=ReadSettings("id"))
 
 
 def test_a_dataset_that_the_hub_does_not_give_is_refused_in_one_line(hub):

@@ -12,7 +12,16 @@ from minigpt.training.corpus import SplitSettings
 from minigpt.training.finetuning.adapters import ALL_LINEAR, LoraSettings
 from minigpt.training.finetuning.instruction import InstructionSettings
 from minigpt.training.finetuning.quantization import BITS
-from minigpt.training.options import add_split_options, count_options, parse_options, pop_split, training_parser
+from minigpt.training.options import (
+    add_reading_options,
+    add_split_options,
+    count_options,
+    parse_options,
+    pop_reading,
+    pop_split,
+    training_parser,
+)
+from minigpt.training.reading import ReadSettings
 
 _EPILOG = """\
 examples:
@@ -34,6 +43,7 @@ class FinetuneCommand:
         model: A folder or a Hub id.
         data: Sources of text or the source of conversations; None for the default text.
         split: Settings of a text's validation split.
+        reading: Settings that decide how a text is read.
         device: `cpu`, `cuda`, `mps`, or None for the best there is.
         overwrite: Whether a run that the output folder already holds is replaced.
         extend_vocabulary: Whether characters that the vocabulary lacks are added.
@@ -47,6 +57,7 @@ class FinetuneCommand:
     model: str
     data: Any = None
     split: SplitSettings = field(default_factory=SplitSettings)
+    reading: ReadSettings = field(default_factory=ReadSettings)
     device: str | None = None
     overwrite: bool = False
     extend_vocabulary: bool = False
@@ -68,7 +79,7 @@ def parse_finetune_command(argv: Sequence[str] | None = None) -> FinetuneCommand
     names = ("model", "data", "device", "overwrite", "extend_vocabulary", "block_size", "load_in")
     command = FinetuneCommand(**{name: values.pop(name) for name in names if name in values})
     try:
-        command.split = pop_split(values)
+        command.split, command.reading = pop_split(values), pop_reading(values)
     except ValueError as error:
         parser.error(str(error))
     wants_lora, wants_sft = values.pop("lora", False), values.pop("sft", False)
@@ -82,6 +93,8 @@ def parse_finetune_command(argv: Sequence[str] | None = None) -> FinetuneCommand
     if wants_sft:
         if command.split != SplitSettings():
             parser.error("the options of the validation split are for a text; leave them out with --sft.")
+        if command.reading != ReadSettings():
+            parser.error("the options that decide how a text is read are for a text; leave them out with --sft.")
         if command.data is None:
             parser.error("--sft learns from conversations; name them with --data FILE.jsonl, a Hub id or plays.")
         if len(command.data) > 1:
@@ -118,10 +131,11 @@ def build_parser(show_all: bool = False) -> argparse.ArgumentParser:
         "--data",
         nargs="+",
         metavar="TEXT",
-        help="text files, a pattern such as 'src/**/*.py', a folder, a Hub dataset, tiny_shakespeare or plays; with "
-        "--sft a JSONL file, a Hub dataset or plays",
+        help="text, JSONL, CSV or Parquet files, a pattern such as 'src/**/*.py', a folder, a Hub dataset, "
+        "tiny_shakespeare or plays; with --sft a JSONL file, a Hub dataset or plays",
     )
     add_split_options(parser, show_all=show_all)
+    add_reading_options(parser, show_all=show_all)
     add("--device", metavar="NAME", help="cpu, cuda or mps (default: the best there is)")
     add("--overwrite", action="store_true", help="replace the run that the output folder holds")
     _both(

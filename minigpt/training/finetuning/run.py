@@ -49,6 +49,7 @@ from minigpt.training.output_folder import (
 )
 from minigpt.training.preparation import build_arguments, check_push
 from minigpt.training.publishing import check_base_is_published
+from minigpt.training.reading import ReadSettings
 from minigpt.training.report import hardware
 from minigpt.training.segments import training_segments
 from minigpt.training.tokens import characters_per_token, tokenize_corpus
@@ -88,6 +89,7 @@ def finetune(
     data: Any = None,
     *,
     split: SplitSettings | None = None,
+    reading: ReadSettings | None = None,
     device: str | None = None,
     overwrite: bool = False,
     extend_vocabulary: bool = False,
@@ -103,6 +105,7 @@ def finetune(
         model: A folder or a Hub id: a MiniGPT, or any other causal language model.
         data: What `load_text` takes; with `instruction`, what `load_conversations` takes.
         split: Settings of a text's validation split; by default its last tenth.
+        reading: Settings that decide how a text is read.
         device: `cpu`, `cuda` or `mps`; by default the best there is.
         overwrite: Whether a run that the output folder already holds is replaced; other files stay.
         extend_vocabulary: Whether characters that the vocabulary lacks are added to it; otherwise they are refused.
@@ -149,13 +152,16 @@ def finetune(
     if is_main:
         check_folder(folder, resuming=resuming, overwrite=overwrite)
     with hold_folder(folder) if is_main else nullcontext():
-        return _finetune(model, data, split, args, lora, load_in, instruction, block_size, extend_vocabulary, overwrite)
+        return _finetune(
+            model, data, split, reading, args, lora, load_in, instruction, block_size, extend_vocabulary, overwrite
+        )
 
 
 def _finetune(
     model: str | Path,
     data: Any,
     split: SplitSettings | None,
+    reading: ReadSettings | None,
     args: MiniGPTTrainingArguments,
     lora: LoraSettings | None,
     load_in: int | None,
@@ -168,7 +174,7 @@ def _finetune(
     folder, is_main = Path(args.output_dir), args.process_index == 0
     resuming = bool(args.resume_from_checkpoint)
     checkpoint = find_checkpoint(folder, args.resume_from_checkpoint) if resuming else None
-    corpus = None if instruction else load_text(data, split=split)
+    corpus = None if instruction else load_text(data, split=split, reading=reading)
     if corpus and corpus.notice and is_main:
         print(corpus.notice, flush=True)
     conversations = load_conversations(data) if instruction else None
