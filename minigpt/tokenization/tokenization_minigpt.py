@@ -7,9 +7,9 @@ templates, computed in Rust and saved as a `tokenizer.json` that loads without t
 
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import wraps
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,9 +23,12 @@ PADDING = "<|pad|>"
 
 KEPT_SETTINGS = ("chat_template", "model_max_length", "padding_side", "split_special_tokens", "truncation_side")
 NAMED_IN_MESSAGES = 5
+WARNED_OF_UNKNOWN = "unknown-characters"
 NOT_ONE_CHARACTER = 0xFFFFFFFF  # beyond every code point
 
 logger = logging.getLogger(__name__)
+
+Derived = TypeVar("Derived")
 
 
 class UnknownCharacterError(ValueError):
@@ -45,6 +48,21 @@ class UnknownCharacterError(ValueError):
         return f"the vocabulary lacks {_shorten(named)}; take out what is missing, or train on text that has it"
 
 
+def _derived(
+    derive: "Callable[[MiniGPTTokenizer], Derived]",
+) -> "Callable[[MiniGPTTokenizer], Derived]":
+    """Keep what is derived from the vocabulary until tokens are added."""
+
+    @wraps(derive)
+    def look_up(self: "MiniGPTTokenizer") -> Derived:
+        if derive.__name__ not in self.cache:
+            self.cache[derive.__name__] = derive(self)
+        found: Derived = self.cache[derive.__name__]
+        return found
+
+    return look_up
+
+
 class MiniGPTTokenizer(TokenizersBackend):
     """One character, one token.
 
@@ -56,7 +74,18 @@ class MiniGPTTokenizer(TokenizersBackend):
     their own; load one with `from_pretrained`.
     """
 
-    _has_warned = False
+    cache: dict[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "MiniGPTTokenizer":
+        """Make a tokenizer that has derived nothing yet.
+
+        Use must not change the hash by which `datasets` finds the result of a `map` again. It leaves out two of a
+        tokenizer's attributes: `cache` and `deprecation_warnings`. A class with an `__init__` is not loaded from the
+        `tokenizer.json` as it is (transformers 5.23).
+        """
+        tokenizer = super().__new__(cls)
+        tokenizer.cache = {}
+        return tokenizer
 
     @classmethod
     def from_text(cls, text: str, **kwargs: Any) -> "MiniGPTTokenizer":
@@ -159,7 +188,8 @@ class MiniGPTTokenizer(TokenizersBackend):
             )
         return tokenizer
 
-    @cached_property
+    @property
+    @_derived
     def stoi(self) -> dict[str, int]:
         """Every character and its id, in the order of the ids; special tokens are not among them."""
         whole = set(self.added_tokens_encoder)
@@ -171,7 +201,8 @@ class MiniGPTTokenizer(TokenizersBackend):
             )
         return {token: i for token, i in sorted(self.get_vocab().items(), key=lambda item: item[1]) if len(token) == 1}
 
-    @cached_property
+    @property
+    @_derived
     def itos(self) -> dict[int, str]:
         """Every id of a character and the character: `stoi` the other way round."""
         return {index: character for character, index in self.stoi.items()}
@@ -227,7 +258,8 @@ class MiniGPTTokenizer(TokenizersBackend):
             start = at + 1
         return "".join([*text, _text(codes[start:])])
 
-    @cached_property
+    @property
+    @_derived
     def _id_of_code(self) -> NDArray[np.unsignedinteger]:
         """The id of each code point up to the largest known one; the last entry stands for all beyond."""
         codes = _code_points("".join(self.stoi))
@@ -235,7 +267,8 @@ class MiniGPTTokenizer(TokenizersBackend):
         table[codes] = list(self.stoi.values())
         return table
 
-    @cached_property
+    @property
+    @_derived
     def _code_of_id(self) -> NDArray[np.uint32]:
         """The code point of each id, or `NOT_ONE_CHARACTER`."""
         table = np.full(len(self), NOT_ONE_CHARACTER, "<u4")
@@ -243,8 +276,7 @@ class MiniGPTTokenizer(TokenizersBackend):
         return table
 
     def _add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
-        for derived in ("stoi", "itos", "_id_of_code", "_code_of_id"):
-            self.__dict__.pop(derived, None)
+        self.cache.clear()
         return super()._add_tokens(new_tokens, special_tokens=special_tokens)
 
     def _encode_plus(
@@ -263,7 +295,8 @@ class MiniGPTTokenizer(TokenizersBackend):
         if not unknown:
             return
         _refuse_surrogates(unknown)
-        if self._has_warned and errors == "unk":
+        has_warned = self.deprecation_warnings.get(WARNED_OF_UNKNOWN, False)
+        if has_warned and errors == "unk":
             return
         # `<|endoftext|>` may be made of characters that the vocabulary lacks and is known all the same.
         split = self.split_special_tokens if split_special_tokens is None else split_special_tokens
@@ -273,7 +306,7 @@ class MiniGPTTokenizer(TokenizersBackend):
         if unknown and errors == "strict":
             raise UnknownCharacterError({c: next(t.index(c) for t in texts if c in t) for c in sorted(unknown)})
         if unknown:
-            self._has_warned = True
+            self.deprecation_warnings[WARNED_OF_UNKNOWN] = True
             logger.warning(
                 "the vocabulary lacks %s; each becomes %s, and this is said only once",
                 _shorten(map(_name, sorted(unknown))),

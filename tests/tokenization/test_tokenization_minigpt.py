@@ -9,10 +9,14 @@ import string
 import subprocess
 import sys
 import tracemalloc
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset, load_from_disk
+from datasets.fingerprint import Hasher
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from transformers import AutoTokenizer, TokenizersBackend
@@ -493,6 +497,55 @@ def test_saved_folder_needs_no_code_and_tells_nothing_of_the_machine(shakespeare
         assert set(files) == {"tokenizer.json", "tokenizer_config.json"}
         assert "auto_map" not in files["tokenizer_config.json"]
         assert tmp_path.name not in "".join(files.values())
+
+
+def use(tokenizer):
+    """Everything after which `datasets` must still take it for the same tokenizer."""
+    tokenizer("cab")
+    tokenizer(["cab", "☃"], padding=True, truncation=True, max_length=2)
+    tokenizer("cab" * 50)
+    tokenizer.decode([0, 1])
+    tokenizer.decode_array(tokenizer.encode_array("cab"))
+
+
+@pytest.mark.parametrize("duplicate", [lambda tokenizer: tokenizer, copy.deepcopy])
+def test_use_does_not_change_the_fingerprint_and_another_vocabulary_does(dressed, duplicate):
+    before = Hasher.hash(dressed)
+    use(dressed)
+    assert Hasher.hash(duplicate(dressed)) == before
+    dressed.add_tokens(["é"])
+    assert Hasher.hash(dressed) != before
+
+
+def encode_row(row, tokenizer):
+    return {"input_ids": tokenizer(row["text"], padding="max_length", truncation=True)["input_ids"]}
+
+
+def test_map_finds_its_cache_again_after_use(dressed, tmp_path):
+    Dataset.from_dict({"text": ["cab", "a b ☃"]}).save_to_disk(tmp_path / "data")
+
+    def encode(tokenizer):
+        mapped = load_from_disk(tmp_path / "data").map(partial(encode_row, tokenizer=tokenizer))
+        return [Path(file["filename"]).name for file in mapped.cache_files]
+
+    first = encode(dressed)
+    use(dressed)
+    assert encode(dressed) == first
+    assert len(list((tmp_path / "data").glob("cache-*.arrow"))) == 1
+
+
+@pytest.mark.slow
+def test_another_process_gives_the_same_fingerprint(dressed, tmp_path):
+    dressed.save_pretrained(tmp_path)
+    tokenizer = MiniGPTTokenizer.from_pretrained(tmp_path)
+    use(tokenizer)
+    print_hash = (
+        "import sys, minigpt; from datasets.fingerprint import Hasher;"
+        "print(Hasher.hash(minigpt.MiniGPTTokenizer.from_pretrained(sys.argv[1])))"
+    )
+    command = [sys.executable, "-c", print_hash, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    assert done.stdout.split()[-1] == Hasher.hash(tokenizer)
 
 
 @pytest.mark.parametrize("trust_remote_code", [None, False, True])
