@@ -94,7 +94,7 @@ def register() -> None:
 
     from minigpt.modeling_minigpt import configuration_bigram, modeling_bigram, modeling_minigpt
     from minigpt.modeling_minigpt.configuration_minigpt import MiniGPTConfig
-    from minigpt.tokenization.subword import SentencePieceTokenizer
+    from minigpt.tokenization.subword import SentencePieceTokenizer, SubwordTokenizer
     from minigpt.tokenization.tokenization_minigpt import MiniGPTTokenizer
 
     AutoConfig.register(MiniGPTConfig.model_type, MiniGPTConfig, exist_ok=True)
@@ -115,7 +115,7 @@ def register() -> None:
         decision.register(bigram_config, modeling_bigram.BigramForCausalLM, exist_ok=True)
     for config_class in (MiniGPTConfig, bigram_config):
         # Each is found by its name; the last one also where a folder names none.
-        for tokenizer_class in (SentencePieceTokenizer, MiniGPTTokenizer):
+        for tokenizer_class in (SubwordTokenizer, SentencePieceTokenizer, MiniGPTTokenizer):
             AutoTokenizer.register(config_class, tokenizer_class=tokenizer_class, exist_ok=True)
 
 

@@ -19,6 +19,9 @@ from minigpt.hub.json_files import AS_SAVED
 from minigpt.hub.opening import check_name, opening
 from minigpt.hub.weights import load_whole
 
+_OURS = ("minigpt", "minigpt_bigram")
+# The flag under which transformers notes that it has warned of a long text (5.23).
+_WARNED_OF_LENGTH = "sequence-length-is-longer-than-the-specified-maximum"
 # What a model of somebody else's that takes long texts, or texts of any length, is shown at a time.
 _LONG = 1024
 
@@ -52,6 +55,17 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
         )
 
 
+def limit_to_block(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    """Make the model's block the length that `truncation=True` cuts texts to; it is saved with the tokenizer.
+
+    Args:
+        tokenizer: Changed in place, if the model is a MiniGPT or a bigram.
+        model: The model that it is saved with.
+    """
+    if model.config.model_type in _OURS:
+        tokenizer.model_max_length = model.config.max_position_embeddings
+
+
 def open_trained(
     source: str | Path, device: str | None = None, *, loading: dict[str, Any] | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -79,6 +93,7 @@ def open_trained(
     else:
         model, tokenizer = _open_whole(source, local_files_only=local_only, **(loading or {}))
     check_vocabulary(model, tokenizer)
+    limit_to_block(tokenizer, model)
     # A quantized model is on its device already.
     return (model if getattr(model, "is_quantized", False) else model.to(target)).eval(), tokenizer
 
@@ -128,6 +143,8 @@ def load_tokenizer(
             tokenizer.init_kwargs.pop(name, None)
         # Libraries in JavaScript remove spaces before punctuation unless the saved tokenizer forbids it.
         tokenizer.clean_up_tokenization_spaces = tokenizer.init_kwargs["clean_up_tokenization_spaces"] = False
+        # A command encodes whole texts and cuts them itself where the model needs it.
+        tokenizer.deprecation_warnings[_WARNED_OF_LENGTH] = True
         if not set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids):
             raise none
         if hasattr(tokenizer, "stoi") and tokenizer.unk_token_id is None:
@@ -145,7 +162,7 @@ def default_block_size(model: PreTrainedModel) -> int:
         All that a MiniGPT or a bigram takes. Of another model what it takes up to 1,024, also where it names no limit.
     """
     longest: int | None = getattr(model.config, "max_position_embeddings", None)
-    if longest is not None and model.config.model_type in ("minigpt", "minigpt_bigram"):
+    if longest is not None and model.config.model_type in _OURS:
         return longest
     return min(longest or _LONG, _LONG)
 

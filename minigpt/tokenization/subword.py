@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import TokenizersBackend
 
-from minigpt.tokenization.tokenization_minigpt import END_OF_TEXT, PADDING
+from minigpt.tokenization.tokenization_minigpt import END_OF_TEXT, PADDING, LongTextTokenizer
 
 SPECIAL_TOKENS = (END_OF_TEXT, PADDING)
 NUM_BYTES = 256
@@ -27,7 +26,11 @@ _LONGEST_SENTENCE = 1024
 _LONGEST_PRE_TOKEN = 1024
 
 
-class SentencePieceTokenizer(TokenizersBackend):
+class SubwordTokenizer(LongTextTokenizer):
+    """A vocabulary of subwords on the Rust backend."""
+
+
+class SentencePieceTokenizer(SubwordTokenizer):
     """A SentencePiece vocabulary on the Rust backend, which keeps SentencePiece's own file and saves it again.
 
     Attributes:
@@ -88,7 +91,7 @@ class SentencePieceTokenizer(TokenizersBackend):
         return (*file_names, str(file))
 
 
-def train_bpe(chunks: Iterable[str], vocab_size: int, **kwargs: Any) -> TokenizersBackend:
+def train_bpe(chunks: Iterable[str], vocab_size: int, **kwargs: Any) -> SubwordTokenizer:
     """Trains a byte-level BPE vocabulary, GPT-2's kind: 256 bytes, then the pairs that the text has most of.
 
     The idea is Sennrich et al. 2016 (arXiv:1508.07909); bytes in the place of characters are GPT-2's. The two special
@@ -124,7 +127,7 @@ def train_bpe(chunks: Iterable[str], vocab_size: int, **kwargs: Any) -> Tokenize
     )
     backend.train_from_iterator(_lines(chunks), trainer)
     _refuse_too_many(vocab_size, backend.get_vocab_size() + len(SPECIAL_TOKENS))
-    return TokenizersBackend(tokenizer_object=_with_special_tokens(backend), **_settings(kwargs))
+    return SubwordTokenizer(tokenizer_object=_with_special_tokens(backend), **_settings(kwargs))
 
 
 def train_sentencepiece(

@@ -48,6 +48,14 @@ class UnknownCharacterError(ValueError):
         return f"the vocabulary lacks {_shorten(named)}; take out what is missing, or train on text that has it"
 
 
+class LongTextTokenizer(TokenizersBackend):
+    """A tokenizer for models that crop their own context, so that a text longer than the block is no mistake."""
+
+    # Private in transformers 5.23. The warning predicts "indexing errors", which these models do not have.
+    def _eventual_warn_about_too_long_sequence(self, ids: list[int], max_length: int | None, verbose: bool) -> None:
+        pass
+
+
 def _derived(
     derive: "Callable[[MiniGPTTokenizer], Derived]",
 ) -> "Callable[[MiniGPTTokenizer], Derived]":
@@ -63,7 +71,7 @@ def _derived(
     return look_up
 
 
-class MiniGPTTokenizer(TokenizersBackend):
+class MiniGPTTokenizer(LongTextTokenizer):
     """One character, one token.
 
     Characters have the ids 0, 1, 2, … in the order of their code points, as `sorted(set(text))` lists them. Three

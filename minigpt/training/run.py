@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, set_seed
 
 from minigpt.hub.folders import clear_folder
 from minigpt.hub.run_lock import hold_folder
-from minigpt.hub.trained import check_vocabulary
+from minigpt.hub.trained import check_vocabulary, limit_to_block
 from minigpt.modeling_minigpt.generation_minigpt import lecture_generation_config
 from minigpt.training.arguments import MiniGPTTrainingArguments
 from minigpt.training.checkpoints import find_checkpoint
@@ -151,6 +151,7 @@ def _build_model(preset: Preset, tokenizer: Any, changes: dict[str, Any]) -> Pre
     network = MODEL_CLASSES[config.model_type](config)
     network.generation_config = lecture_generation_config(untrained_ids(tokenizer), **ids)
     check_vocabulary(network, tokenizer)
+    limit_to_block(tokenizer, network)
     return network
 
 

@@ -30,7 +30,7 @@ from minigpt.hub.importing.state_dicts import Weights, find_weights
 from minigpt.hub.importing.vocabularies import Vocabulary, find_tokenizer, fit_tokens, read_text
 from minigpt.hub.opening import opening
 from minigpt.hub.stock.conversion import import_stock
-from minigpt.hub.trained import hub_has, open_trained
+from minigpt.hub.trained import hub_has, limit_to_block, open_trained
 from minigpt.hub.weights import refuse_not_finite
 from minigpt.modeling_minigpt.configuration_bigram import BigramConfig
 from minigpt.modeling_minigpt.configuration_minigpt import MiniGPTConfig
@@ -103,6 +103,7 @@ def import_model(
     else:
         with torch.random.fork_rng(devices=[]):  # models begin at random before they are filled
             model, its_tokenizer = _import_file(file, vocabulary, unsaid)
+    limit_to_block(its_tokenizer, model)
     refuse_not_finite(model.state_dict().items(), str(source))
     with staged_folder(folder, overwrite=overwrite) as staging:
         model.save_pretrained(staging)

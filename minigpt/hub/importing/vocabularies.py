@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 import minigpt
 from minigpt.errors import UsageError
@@ -145,7 +144,6 @@ def fit_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sourc
         )
     missing = {"eos_token": END_OF_TEXT, "pad_token": PADDING}
     tokenizer.add_special_tokens({name: text for name, text in missing.items() if getattr(tokenizer, name) is None})
-    tokenizer.model_max_length = VERY_LARGE_INTEGER  # another model's limit would be wrong, and ours crops by itself
 
     rows = max(vocab_size, max(tokenizer.get_vocab().values()) + 1)
     if rows > vocab_size:
