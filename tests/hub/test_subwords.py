@@ -69,11 +69,16 @@ def ids_of(tokenizer: Any) -> list[list[int]]:
 
 
 OPENING = """
+import builtins
 import json
 from pathlib import Path
 from transformers import AutoModelForCausalLM, AutoTokenizer
+questions = []
+builtins.input = questions.append
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=False)
+assert not questions, questions
 assert type(tokenizer).__module__.startswith("transformers."), type(tokenizer)
+assert tokenizer.model_max_length == 8
 texts = json.loads(Path(sys.argv[2]).read_text(encoding="utf-8"))
 ids = [tokenizer(text)["input_ids"] for text in texts]
 assert [tokenizer.decode(row) for row in ids] == texts
