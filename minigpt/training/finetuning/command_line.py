@@ -96,7 +96,7 @@ def parse_finetune_command(argv: Sequence[str] | None = None) -> FinetuneCommand
         if command.reading != ReadSettings():
             parser.error("the options that decide how a text is read are for a text; leave them out with --sft.")
         if command.data is None:
-            parser.error("--sft learns from conversations; name them with --data FILE.jsonl, a Hub id or plays.")
+            parser.error("--sft learns from conversations; name them with --data FILE, a Hub id or plays.")
         if len(command.data) > 1:
             parser.error(f"--sft takes one source of conversations, got {len(command.data)}; join them in one file.")
         command.data = command.data[0]
@@ -132,7 +132,7 @@ def build_parser(show_all: bool = False) -> argparse.ArgumentParser:
         nargs="+",
         metavar="TEXT",
         help="text, JSONL, CSV or Parquet files, a pattern such as 'src/**/*.py', a folder, a Hub dataset, "
-        "tiny_shakespeare or plays; with --sft a JSONL file, a Hub dataset or plays",
+        "tiny_shakespeare or plays; with --sft a JSON, CSV or Parquet file, a Hub dataset or plays",
     )
     add_split_options(parser, show_all=show_all)
     add_reading_options(parser, show_all=show_all)
@@ -176,7 +176,11 @@ def build_parser(show_all: bool = False) -> argparse.ArgumentParser:
         )
 
     chat = functools.partial(parser.add_argument_group("conversations").add_argument, default=argparse.SUPPRESS)
-    chat("--sft", action="store_true", help="learn from conversations: rows of messages, or prompt and completion")
+    chat(
+        "--sft",
+        action="store_true",
+        help="train on conversations: messages, prompt and completion, ShareGPT or Alpaca rows",
+    )
     chat("--truncate", action="store_true", help="cut rows that are longer than the block (default: refuse them)")
     _both(
         chat,

@@ -1,36 +1,20 @@
-"""Conversations to learn from: read row by row, and refused where a row is not what it should be."""
+"""Conversations to train on, from a file, a folder or a dataset on the Hub."""
 
+import codecs
+import csv
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minigpt.hub.json_files import kind_of, parse_json
-from minigpt.training.text_files import CorpusError
+from minigpt.errors import CorpusError
+from minigpt.hub.json_files import parse_json
+from minigpt.training.finetuning.conversation import FORMS, Conversation, parse_row
 
-ROLES = ("system", "user", "assistant")
-_SHAPES = '"messages", or "prompt" and "completion"'
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """One row.
-
-    Attributes:
-        where: Where it stands, for messages: `talk.jsonl, line 3`.
-        messages: The turns, each with a `role` and a `content`; empty where the row is a bare prompt and completion.
-        num_given: How many of the turns are given: the answers after them are learned from.
-        prompt: What a bare completion goes on from.
-        completion: The bare completion.
-    """
-
-    where: str
-    messages: tuple[dict[str, str], ...] = ()
-    num_given: int = 0
-    prompt: str = ""
-    completion: str = ""
+_SOURCES = "a JSON, CSV or Parquet file, the id of a dataset on the Hub, or plays"
 
 
 @dataclass(frozen=True)
@@ -49,21 +33,24 @@ class Conversations:
     sha256: str
     rows: tuple[Conversation, ...]
 
+    @property
+    def notice(self) -> str | None:
+        """One line that counts the rows that were converted from another form, None if there are none."""
+        forms = Counter(row.converted_from for row in self.rows if row.converted_from)
+        counts = " and ".join(f"{number:,} {form}" for form, number in sorted(forms.items()))
+        return f"{self.name}: converted {counts} of {len(self.rows):,} rows to messages." if forms else None
+
 
 def load_conversations(source: Any) -> Conversations:
-    """Reads a JSONL file, or a dataset of the Hub by its id, or makes the conversations of `plays`.
+    """Read a file, a folder that `save_to_disk` wrote, or a dataset on the Hub, or make the conversations of `plays`.
 
-    A row has `messages` (a list of turns, each with `role` and `content`), or `prompt` and `completion`, which are both
-    text or both such lists.
+    A file is JSON Lines, one JSON array, CSV or Parquet. `parse_row` lists the forms of a row; a source may mix them.
 
     Raises:
-        CorpusError: There is no such file or dataset, or a row is not one of these; the message names file and line.
+        CorpusError: There is no such source, or a row is not a conversation; the message names the file and the row.
     """
     if not isinstance(source, str | Path):
-        raise CorpusError(
-            f"conversations come from one source, got {source!r}; give a JSONL file, the id of a dataset on the Hub, "
-            "or plays."
-        )
+        raise CorpusError(f"conversations come from one source, got {source!r}; give {_SOURCES}.")
     if source == "plays":
         from minigpt.training.finetuning.plays_task import plays_conversations
 
@@ -71,96 +58,112 @@ def load_conversations(source: Any) -> Conversations:
     path = Path(source).expanduser()
     if path.is_file():
         return _from_file(path)
-    if path.suffix in (".jsonl", ".json") or path.is_dir() or str(source).count("/") != 1:
-        raise CorpusError(
-            f"There is no file {str(source)!r}; give a JSONL file, the id of a dataset on the Hub, or plays."
-        )
-    return _from_hub(str(source))
+    if path.is_dir():
+        return _from_dataset(path.name, _saved_dataset(path))
+    if path.suffix in (".jsonl", ".json", ".csv", ".parquet") or str(source).count("/") != 1:
+        raise CorpusError(f"There is no file {str(source)!r}; give {_SOURCES}.")
+    return _from_dataset(str(source), _hub_dataset(str(source)))
 
 
 def _from_file(path: Path) -> Conversations:
     content = path.read_bytes()
-    rows = []
+    if path.suffix.lower() == ".csv":
+        rows = _csv_rows(path)
+    elif path.suffix.lower() == ".parquet":
+        rows = _parquet_rows(path)
+    elif content.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+        rows = _array_rows(path.name, content)
+    else:
+        rows = _line_rows(path.name, content)
+    conversations = tuple(parse_row(where, row) for where, row in rows)
+    return _checked(Conversations(path.name, len(content), hashlib.sha256(content).hexdigest(), conversations))
+
+
+def _line_rows(name: str, content: bytes) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(content.split(b"\n"), start=1):
-        where = f"{path.name}, line {number}"
-        if not line.strip():
-            continue
+        if line.strip():
+            where = f"{name}, line {number}"
+            yield where, _parsed(where, line, "write one JSON object on each line, or one array of them all")
+
+
+def _array_rows(name: str, content: bytes) -> Iterator[tuple[str, Any]]:
+    rows = _parsed(name, content, "write one JSON array of objects, or one object on each line")
+    return ((f"{name}, row {number}", row) for number, row in enumerate(rows, start=1))
+
+
+def _parsed(where: str, content: bytes, remedy: str) -> Any:
+    try:
+        return parse_json(content)
+    except ValueError as error:
+        raise CorpusError(
+            f"{where} {error}; {'save the file as UTF-8' if 'UTF-8' in str(error) else remedy}."
+        ) from error
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
         try:
-            row = parse_json(line)
-        except ValueError as error:
-            remedy = "save the file as UTF-8" if "UTF-8" in str(error) else "write one JSON object on each line"
-            raise CorpusError(f"{where} {error}; {remedy}.") from error
-        rows.append(_conversation(where, row))
-    return Conversations(path.name, len(content), hashlib.sha256(content).hexdigest(), _not_empty(path.name, rows))
+            for number, row in enumerate(reader, start=1):
+                where = f"{path.name}, row {number}"
+                if None in row or None in row.values():
+                    raise CorpusError(f"{where} has more or fewer cells than the header; quote cells that hold commas.")
+                yield where, row
+        except UnicodeDecodeError as error:
+            raise CorpusError(
+                f"{path.name} is not UTF-8 text (byte {error.start:,}); save the file as UTF-8."
+            ) from error
+        except csv.Error as error:
+            raise CorpusError(
+                f"{path.name}, line {reader.reader.line_num} cannot be read ({error}); save the file again, or as JSON."
+            ) from error
 
 
-def _from_hub(name: str) -> Conversations:
-    rows, digest, num_bytes = [], hashlib.sha256(), 0
-    for number, row in enumerate(_hub_rows(name), start=1):
-        line = json.dumps(row, ensure_ascii=False, sort_keys=True, default=str).encode() + b"\n"
-        digest.update(line)
-        num_bytes += len(line)
-        rows.append(_conversation(f"{name}, row {number}", row))
-    return Conversations(name, num_bytes, digest.hexdigest(), _not_empty(name, rows))
+def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        rows = pq.read_table(path).to_pylist()
+    except pa.ArrowException as error:
+        raise CorpusError(f"{path.name} is not Parquet ({str(error).rstrip('.')}); save the file again.") from error
+    return ((f"{path.name}, row {number}", row) for number, row in enumerate(rows, start=1))
 
 
-def _hub_rows(name: str) -> Iterator[dict[str, Any]]:
+def _saved_dataset(path: Path) -> Any:
     import datasets
 
     try:
-        splits = datasets.load_dataset(name)
+        return datasets.load_from_disk(str(path))
+    except FileNotFoundError as error:
+        raise CorpusError(f"{str(path)!r} is a folder that save_to_disk did not write; give {_SOURCES}.") from error
+
+
+def _hub_dataset(name: str) -> Any:
+    import datasets
+
+    try:
+        return datasets.load_dataset(name)
     except Exception as error:  # the network, a missing repository, several configurations, a broken file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CorpusError(f"{name!r} is no file here and cannot be loaded from the Hub: {reason}") from error
-    for split in sorted(splits, key=lambda split: split != "train"):
+
+
+def _from_dataset(name: str, dataset: Any) -> Conversations:
+    splits = dataset if isinstance(dataset, Mapping) else {"train": dataset}
+    ordered = sorted(splits, key=lambda split: split != "train")
+    conversations, digest, num_bytes = [], hashlib.sha256(), 0
+    for number, row in enumerate((row for split in ordered for row in splits[split]), start=1):
         # Rows of one table have all columns; the ones that a row does not use are null.
-        yield from ({key: value for key, value in row.items() if value is not None} for row in splits[split])
+        row = {key: value for key, value in row.items() if value is not None}
+        line = json.dumps(row, ensure_ascii=False, sort_keys=True, default=str).encode() + b"\n"
+        digest.update(line)
+        num_bytes += len(line)
+        conversations.append(parse_row(f"{name}, row {number}", row))
+    return _checked(Conversations(name, num_bytes, digest.hexdigest(), tuple(conversations)))
 
 
-def _not_empty(name: str, rows: list[Conversation]) -> tuple[Conversation, ...]:
-    if not rows:
-        raise CorpusError(f"{name} holds no conversation; write one JSON object on each line, with {_SHAPES}.")
-    return tuple(rows)
-
-
-def _conversation(where: str, row: Any) -> Conversation:
-    if not isinstance(row, Mapping):
-        raise CorpusError(f"{where} is {kind_of(row)}, not an object; a row has {_SHAPES}.")
-    if "messages" in row:
-        turns = _turns(where, "messages", row["messages"])
-        return _answered(where, turns, 0)
-    if "prompt" not in row or "completion" not in row:
-        raise CorpusError(f"{where} has {', '.join(map(repr, row)) or 'nothing'}; a row has {_SHAPES}.")
-    prompt, completion = row["prompt"], row["completion"]
-    if isinstance(prompt, str) and isinstance(completion, str):
-        if not completion:
-            raise CorpusError(
-                f"{where} has an empty completion, from which nothing is learned; fill it or take it out."
-            )
-        return Conversation(where, prompt=prompt, completion=completion)
-    given = _turns(where, "prompt", prompt)
-    return _answered(where, given + _turns(where, "completion", completion), len(given))
-
-
-def _answered(where: str, turns: tuple[dict[str, str], ...], num_given: int) -> Conversation:
-    if all(turn["role"] != "assistant" for turn in turns[num_given:]):
-        raise CorpusError(f"{where} has no assistant turn, from which alone is learned; add one or take the row out.")
-    for number, turn in enumerate(turns[num_given:], start=num_given + 1):
-        if turn["role"] == "assistant" and not turn["content"]:
-            raise CorpusError(f"{where}: turn {number} is an empty answer; fill it or take the row out.")
-    return Conversation(where, turns, num_given)
-
-
-def _turns(where: str, key: str, turns: Any) -> tuple[dict[str, str], ...]:
-    if not isinstance(turns, list):
-        raise CorpusError(f"{where} has {key!r} that is {kind_of(turns)}; it is a list of turns.")
-    for number, turn in enumerate(turns, start=1):
-        if not isinstance(turn, Mapping) or not isinstance(turn.get("content"), str):
-            raise CorpusError(f'{where}: turn {number} of {key!r} has no text; a turn has a "role" and a "content".')
-        if turn.get("role") not in ROLES:
-            raise CorpusError(f"{where}: turn {number} of {key!r} has the role {turn.get('role')!r}, not {_one_of()}.")
-    return tuple({"role": turn["role"], "content": turn["content"]} for turn in turns)
-
-
-def _one_of() -> str:
-    return f"{', '.join(ROLES[:-1])} or {ROLES[-1]}"
+def _checked(conversations: Conversations) -> Conversations:
+    if not conversations.rows:
+        raise CorpusError(f"{conversations.name} holds no conversation; write rows that have {FORMS}.")
+    return conversations

@@ -102,8 +102,7 @@ def prepare_instruction(
     A tokenizer without a chat template is given ours.
 
     Args:
-        conversations: What was read, or what `load_conversations` takes: a JSONL file, the id of a dataset on the Hub,
-            or `plays` for the task made from the bundled plays.
+        conversations: The rows, or what `load_conversations` takes.
         tokenizer: The model's.
         block_size: Tokens that the model takes at most.
         settings: How they are learned from.

@@ -2,13 +2,16 @@
 
 import re
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import datasets
+from jinja2 import TemplateError
 
 from minigpt.errors import UsageError
 from minigpt.training.batches import IGNORED
-from minigpt.training.finetuning.conversations import Conversation, Conversations
+from minigpt.training.finetuning.conversation import Conversation
+from minigpt.training.finetuning.conversations import Conversations
 from minigpt.training.round_trip import describe_loss
 from minigpt.training.text_files import CorpusError
 
@@ -63,12 +66,10 @@ def label_rows(
     too_long: list[tuple[str, int]] = []
     for conversation in conversations.rows:
         _refuse_unknown(conversation, tokenizer)
-        ids, is_learned = _tokens(conversation, tokenizer)
+        ids, is_learned = _tokens(conversation, tokenizer, assistant_only_loss)
         if len(ids) > block_size:
             too_long.append((conversation.where, len(ids)))
-        labels = list(ids)
-        if assistant_only_loss:
-            labels = [token if learned else IGNORED for token, learned in zip(ids, is_learned, strict=True)]
+        labels = [token if learned else IGNORED for token, learned in zip(ids, is_learned, strict=True)]
         # The first token is nobody's target, and trainers that count targets count some models' first ones too.
         labels[:1] = [IGNORED]
         rows.append((ids[:block_size], labels[:block_size]))
@@ -102,12 +103,13 @@ def label_rows(
 
 
 def prompt_of(conversation: Conversation, tokenizer: Any) -> list[int]:
-    """The tokens that the first answer to learn from goes on from."""
+    """Return the tokens before the first answer that is trained on, up to where it begins."""
     if not conversation.messages:
         return _encode(conversation.prompt, tokenizer)
-    roles = [turn["role"] for turn in conversation.messages]
-    before = conversation.messages[: roles.index("assistant", conversation.num_given)]
-    written = tokenizer.apply_chat_template(list(before), add_generation_prompt=True, tokenize=True, return_dict=True)
+    before = conversation.messages[: conversation.trained_answers[0]]
+    if not before:  # the assistant speaks first, and a template needs a turn
+        return []
+    written = _write(conversation, tokenizer, before, add_generation_prompt=True, tokenize=True, return_dict=True)
     return list(written["input_ids"])
 
 
@@ -122,22 +124,47 @@ def _check_template(tokenizer: Any, assistant_only_loss: bool) -> None:
         )
 
 
-def _tokens(conversation: Conversation, tokenizer: Any) -> tuple[list[int], list[bool]]:
-    """The ids of a row, and of each whether it is the assistant's."""
+def _tokens(conversation: Conversation, tokenizer: Any, assistant_only_loss: bool) -> tuple[list[int], list[bool]]:
+    """Return the ids of a row, and of each whether it is trained on."""
     if not conversation.messages:
         given, answer = _encode(conversation.prompt, tokenizer), _encode(conversation.completion, tokenizer)
         end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-        return [*given, *answer, *end], [False] * len(given) + [True] * (len(answer) + len(end))
-    ids, learned = _templated(conversation.messages, tokenizer)
-    if conversation.num_given:
-        given, _ = _templated(conversation.messages[: conversation.num_given], tokenizer)
-        if ids[: len(given)] != given:
-            raise UsageError(
-                f"{conversation.where} has a prompt that the chat template writes otherwise when it is answered, so "
-                "that the two cannot be told apart; give rows of messages, or another template."
-            )
-        learned[: len(given)] = [False] * len(given)
-    return ids, learned
+        is_learned = [not assistant_only_loss] * len(given) + [True] * (len(answer) + len(end))
+        return [*given, *answer, *end], is_learned
+    settings = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
+    written = _write(conversation, tokenizer, conversation.messages, **settings)
+    ids, mask = list(written["input_ids"]), [bool(marked) for marked in written["assistant_masks"]]
+    is_learned = list(mask) if assistant_only_loss else [True] * len(ids)
+    ignored = set(conversation.ignored)
+    if assistant_only_loss:
+        ignored.update(place for place in conversation.answers if place < conversation.num_given)
+    if ignored:
+        for place, turn in enumerate(_answer_of_each_token(conversation, mask)):
+            is_learned[place] &= turn not in ignored
+    return ids, is_learned
+
+
+def _answer_of_each_token(conversation: Conversation, mask: list[bool]) -> list[int | None]:
+    """Return for each token the place of the assistant turn that it belongs to, None outside of those turns."""
+    starts = [place for place, marked in enumerate(mask) if marked and not (place and mask[place - 1])]
+    if len(starts) != len(conversation.answers):
+        raise UsageError(
+            f"{conversation.where} has answers that are not trained on, but the chat template marks {len(starts)} "
+            f"separate answers of {len(conversation.answers)}; give a template with {{% generation %}} marks around "
+            "each answer, or take those answers out."
+        )
+    begun = accumulate(place in starts for place in range(len(mask)))
+    return [conversation.answers[number - 1] if marked else None for number, marked in zip(begun, mask, strict=True)]
+
+
+def _write(conversation: Conversation, tokenizer: Any, turns: tuple[dict[str, str], ...], **asked: Any) -> Any:
+    """Write turns of a conversation in the tokenizer's chat template."""
+    try:
+        return tokenizer.apply_chat_template(list(turns), **asked)
+    except TemplateError as error:
+        raise CorpusError(
+            f"{conversation.where} does not fit the chat template ({error}); change the row, or give another template."
+        ) from error
 
 
 def _encode(text: str, tokenizer: Any) -> list[int]:
@@ -145,19 +172,12 @@ def _encode(text: str, tokenizer: Any) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
 
-def _templated(messages: tuple[dict[str, str], ...], tokenizer: Any) -> tuple[list[int], list[bool]]:
-    written = tokenizer.apply_chat_template(
-        list(messages), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-    )
-    return list(written["input_ids"]), [bool(mask) for mask in written["assistant_masks"]]
-
-
 def _refuse_unknown(conversation: Conversation, tokenizer: Any) -> None:
     """Refuses a row that cannot be written in the vocabulary, the words that the template adds included."""
     text = conversation.prompt + conversation.completion
     if conversation.messages:
         _refuse_control_tokens(conversation, tokenizer)
-        text = tokenizer.apply_chat_template(list(conversation.messages), tokenize=False)
+        text = _write(conversation, tokenizer, conversation.messages, tokenize=False)
     if hasattr(tokenizer, "stoi"):
         for token in tokenizer.all_special_tokens if conversation.messages else ():
             text = text.replace(token, "")  # the template's

@@ -9,7 +9,8 @@ from functools import cache
 from itertools import pairwise
 
 from minigpt.training.corpus import PLAYS
-from minigpt.training.finetuning.conversations import Conversation, Conversations
+from minigpt.training.finetuning.conversation import Conversation
+from minigpt.training.finetuning.conversations import Conversations
 
 SPEAK = (
     "Speak as {}.",

@@ -1,5 +1,6 @@
 """One whole fine-tuning: from a trained model and new text, or conversations, to a folder like any finished run's."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -178,6 +179,8 @@ def _finetune(
     if corpus and corpus.notice and is_main:
         print(corpus.notice, flush=True)
     conversations = load_conversations(data) if instruction else None
+    if conversations and conversations.notice and is_main:
+        print(conversations.notice, file=sys.stderr, flush=True)
     if checkpoint and corpus:
         check_same_text(checkpoint, corpus.split_sha256)
 

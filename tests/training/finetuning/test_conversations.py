@@ -121,16 +121,16 @@ def test_long_rows_are_refused_or_cut_and_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ('{"messages": [', r"line 2 is not JSON \(.+ at column \d+\); write one JSON object on each line\.$"),
+        ('{"messages": [', r"line 2 is not JSON \(.+ at column \d+\); write one JSON object on each line, or"),
         ("[1]", "line 2 is a list, not an object"),
-        ({"text": "a"}, 'line 2 has \'text\'; a row has "messages", or "prompt" and "completion"'),
-        ({"messages": "a"}, "line 2 has 'messages' that is a string; it is a list of turns"),
+        ({"text": "a"}, 'line 2 has \'text\'; a row has "messages", "prompt" and "completion", ShareGPT'),
+        ({"messages": "a"}, "line 2 has 'messages' that is a string; write a list of turns"),
         ({"messages": [{"role": "user"}]}, "line 2: turn 1 of 'messages' has no text"),
         (
             {"messages": [{"role": "king", "content": "a"}]},
             "turn 1 of 'messages' has the role 'king', not system, user",
         ),
-        ({"messages": TALK[:2]}, "line 2 has no assistant turn"),
+        ({"messages": TALK[:2]}, "line 2 has no assistant turn; only those are trained on, so add one or take the row"),
         ({"messages": []}, "line 2 has no assistant turn"),
         ({"prompt": TALK[:3], "completion": TALK[3:4]}, "line 2 has no assistant turn"),
         ({"prompt": "a", "completion": ""}, "line 2 has an empty completion"),

@@ -82,7 +82,7 @@ def test_what_cannot_be_learned_from_is_refused_before_anything_is_written(base,
     output = tmp_path / "out"
     for given, options, sentence in (
         ((rows[0], '{"messages": ['), [], "talk.jsonl, line 2 is not JSON"),
-        ((rows[0], {"messages": rows[0]["messages"][:1]}), [], "talk.jsonl, line 2 has no assistant turn, from"),
+        ((rows[0], {"messages": rows[0]["messages"][:1]}), [], "talk.jsonl, line 2 has no assistant turn; only"),
         ((rows[0],), [], "talk.jsonl has 1 conversation to learn from, and one more is held back"),
         ((rows[0], rows[1]), ["--block_size", "20"], "2 of 2 rows are longer than the block of 20 tokens"),
         ((rows[0], turns("say 1", "1")), [], "talk.jsonl, line 2 has what the vocabulary lacks ('1')"),
@@ -178,6 +178,34 @@ def test_conversations_of_the_hub_are_learned_from(base, rows, hub: "Hub", tmp_p
     report = json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))
     assert report["data"]["name"] == "tester/talk"
     assert report["data"]["split_rows"] == {"train": 18, "validation": 2}
+
+
+def test_rows_of_other_forms_are_converted_and_one_line_says_so(base, rows, hub: "Hub", tmp_path, capfd) -> None:
+    talk = [row["messages"] for row in rows if "messages" in row]
+    sharegpt = [
+        {"conversations": [{"from": "human", "value": user["content"]}, {"from": "gpt", "value": assistant["content"]}]}
+        for user, assistant in talk
+    ]
+    alpaca = [{"instruction": user["content"], "output": assistant["content"]} for user, assistant in talk]
+    for form, made in (("sharegpt", sharegpt), ("alpaca", alpaca)):
+        datasets.Dataset.from_list(made).push_to_hub(f"tester/{form}")
+    (tmp_path / "mixed.json").write_text(json.dumps(sharegpt[:10] + alpaca[10:]), encoding="utf-8")
+    plain = write(tmp_path, *({"messages": turns} for turns in talk))
+    capfd.readouterr()
+    weights = []
+    for data, said in (
+        (plain, None),
+        (str(tmp_path / "mixed.json"), "mixed.json: converted 10 Alpaca and 10 ShareGPT of 20 rows to messages.\n"),
+        ("tester/sharegpt", "tester/sharegpt: converted 20 ShareGPT of 20 rows to messages.\n"),
+        ("tester/alpaca", "tester/alpaca: converted 20 Alpaca of 20 rows to messages.\n"),
+    ):
+        output = tmp_path / "runs" / Path(data).name
+        assert main(["finetune", base, "--sft", "--data", data, "--output_dir", str(output), *FEW]) == 0
+        printed = capfd.readouterr().err
+        assert said in printed if said else printed == ""
+        weights.append(load_file(output / "model.safetensors"))
+    for other in weights[1:]:
+        assert all(torch.equal(weight, other[name]) for name, weight in weights[0].items())
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="gloo is not part of torch on Windows")

@@ -338,3 +338,57 @@ def test_what_is_saved_is_whole_for_the_plain_libraries(build, model, tokenizer,
     network = AutoModelForCausalLM.from_pretrained(tmp_path / "tuned")
     assert network.config.use_cache
     assert all(torch.equal(weight, trainer.model.state_dict()[name]) for name, weight in network.state_dict().items())
+
+
+def test_trl_trains_on_and_scores_only_the_answers_of_weight_1(model, tokenizer, tmp_path) -> None:
+    from minigpt.training.finetuning.instruction_trainer import InstructionArguments, InstructionTrainer
+
+    words = [WORDS[number % 4] for number in range(20)]
+    rows = [
+        {
+            "conversations": [
+                {"from": "human", "value": "say owl"},
+                {"from": "gpt", "value": "no", "weight": 0},
+                {"from": "human", "value": f"say {word}"},
+                {"from": "gpt", "value": word, "weight": 1},
+            ]
+        }
+        for word in words
+    ]
+    (tmp_path / "talk.json").write_text(json.dumps(rows), encoding="utf-8")
+    data = prepare_instruction(tmp_path / "talk.json", tokenizer, BLOCK + 40)
+    few = {"output_dir": str(tmp_path / "run"), "use_cpu": True, "max_steps": 1, "logging_steps": 1, "sample_length": 0}
+    arguments = InstructionArguments(**few, per_device_train_batch_size=18, learning_rate=1e-9, save_strategy="no")
+    model = MiniGPTForCausalLM(MiniGPTConfig(**model.config.to_diff_dict() | {"block_size": BLOCK + 40}))
+    trainer = InstructionTrainer(model, arguments, data, processing_class=tokenizer)
+
+    def by_hand(words: list[str]) -> list[tuple[list[int], list[int]]]:
+        """Rows as the template writes them, letter by letter."""
+        written = []
+        for word in words:
+            given = "user: say owl\nassistant: no", f"\nuser: say {word}\nassistant:"
+            ids = [tokenizer.stoi[letter] for letter in given[0]] + [tokenizer.eos_token_id]
+            ids += [tokenizer.stoi[letter] for letter in given[1]]
+            answer = [tokenizer.stoi[letter] for letter in f" {word}"] + [tokenizer.eos_token_id]
+            end = [tokenizer.stoi["\n"]]
+            written.append((ids + answer + end, [IGNORED] * len(ids) + answer + [IGNORED]))
+        return written
+
+    (batch,) = trainer.get_train_dataloader()
+    seen = [
+        (ids[mask.bool()].tolist(), labels[mask.bool()].tolist())
+        for ids, labels, mask in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True)
+    ]
+    assert sorted(seen) == sorted(by_hand(words[:18]))
+    assert (batch["labels"][batch["attention_mask"] == 0] == IGNORED).all()
+
+    def loss(words: list[str]) -> float:
+        return loss_by_hand(model, [{"input_ids": ids, "labels": labels} for ids, labels in by_hand(words)])
+
+    model.eval()
+    before = loss(words[:18]), loss(words[18:])
+    estimated = trainer.estimate()
+    assert (estimated["train"], estimated["validation"]) == pytest.approx(before, rel=1e-5)
+    assert trainer.score(model).loss == pytest.approx(before[1], rel=1e-5)
+    trainer.train()
+    assert losses_of(trainer) == [pytest.approx(before[0], rel=1e-4)]
