@@ -56,7 +56,7 @@ def test_a_file_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_how_a_tokenizer_was_loaded_is_not_saved_with_it(tmp_path: Path) -> None:
-    tokenizer = MiniGPTTokenizer.from_text(TEXT)
+    tokenizer = MiniGPTTokenizer.from_text(TEXT, model_max_length=2048)
     tokenizer.save_pretrained(tmp_path / "mine")
     models(len(tokenizer))["minigpt"].save_pretrained(tmp_path / "mine")
     open_trained(tmp_path / "mine", "cpu")[1].save_pretrained(tmp_path / "again")
