@@ -1,5 +1,6 @@
 """nanoGPT's checkpoints become MiniGPTs that compute what nanoGPT computes."""
 
+import math
 import pickle
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,38 @@ def test_checkpoints_from_before_the_bias_argument_have_the_gelu_of_their_time(t
     del oracle.arguments["bias"]
     folder = import_model(save_nanogpt(oracle, tmp_path / "ckpt.pt"), tmp_path / "model", meta=save_meta(tmp_path))
     assert assert_same_logits(folder, oracle).config.hidden_act == "gelu_new"
+
+
+class NewGELU(torch.nn.Module):
+    """GELU as minGPT computes it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x / 2 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def mingpt() -> NanoGPT:
+    oracle = NanoGPT(bias=True, tied=False, masks=True)
+    for block in oracle.transformer.h:
+        block.mlp.gelu = NewGELU()
+    return oracle.double()
+
+
+def test_mingpts_weights_have_its_gelu(tmp_path: Path) -> None:
+    oracle = mingpt()
+    torch.save(oracle.state_dict(), tmp_path / "model.pt")
+    import_as = {"meta": save_meta(tmp_path), "n_head": 3}
+    assert_same_logits(import_model(tmp_path / "model.pt", tmp_path / "model", **import_as), oracle)
+    exact = import_model(tmp_path / "model.pt", tmp_path / "exact", **import_as, hidden_act="gelu")
+    with pytest.raises(AssertionError):
+        assert_same_logits(exact, oracle)
+
+
+@pytest.mark.parametrize("fields", [{"masks": True}, {"tied": False}], ids=["tied", "without masks"])
+def test_weights_that_only_look_a_little_like_mingpts_have_nanogpts_gelu(tmp_path: Path, fields: Any) -> None:
+    oracle = NanoGPT(bias=True, **fields).double()
+    torch.save(oracle.state_dict(), tmp_path / "model.pt")
+    folder = import_model(tmp_path / "model.pt", tmp_path / "model", meta=save_meta(tmp_path), n_head=3)
+    assert_same_logits(folder, oracle)
 
 
 def test_an_activation_that_was_asked_for_is_taken(tmp_path: Path) -> None:

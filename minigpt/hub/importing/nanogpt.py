@@ -1,4 +1,4 @@
-"""nanoGPT's GPT under its own names, as a MiniGPT."""
+"""nanoGPT's GPT under its own names, as a MiniGPT; minGPT's has the same names."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,6 +20,7 @@ _BLOCK_NAMES = {
 }
 _ARGUMENTS = {"n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout"}
 _EMBEDDING, _HEAD = "transformer.wte.weight", "lm_head.weight"
+_MASK = ".attn.bias"
 _POSITIONS, _QKV, _UP = (
     "transformer.wpe.weight",
     "transformer.h.0.attn.c_attn.weight",
@@ -67,7 +68,7 @@ def from_nanogpt(
         source: Where they come from, for messages.
         n_head: The number of heads, where `arguments` does not say it.
         hidden_act: The activation; by default the exact GELU that nanoGPT has, or its approximation by tanh for
-            checkpoints from before nanoGPT's `bias` argument.
+            minGPT's weights and for checkpoints from before nanoGPT's `bias` argument.
 
     Raises:
         UsageError: The number of heads is not known, or the weights are not those of nanoGPT's GPT or contradict
@@ -88,7 +89,11 @@ def from_nanogpt(
             f"{source} holds the weights of transformers' GPT-2, whose matrices are the other way round; import the "
             "folder that has them beside their config.json."
         )
-    weights = drop_masks(weights, ".attn.bias", block_size, source)
+    is_tied = torch.equal(weights[_EMBEDDING], weights[_HEAD])
+    # minGPT never tied the head and always saved its masks. nanoGPT tied the head before it computed GELU exactly.
+    is_mingpt = not arguments and not is_tied and any(name.endswith(_MASK) for name in weights)
+    has_tanh = is_mingpt or (bool(arguments) and "bias" not in arguments)
+    weights = drop_masks(weights, _MASK, block_size, source)
     found = {
         "vocab_size": vocab_size,
         "n_embd": n_embd,
@@ -106,13 +111,13 @@ def from_nanogpt(
         **found,
         n_head=_heads(arguments, n_head, n_embd, source),
         intermediate_size=len(weights[_UP]),
-        hidden_act=hidden_act or ("gelu" if "bias" in arguments or not arguments else "gelu_new"),
+        hidden_act=hidden_act or ("gelu_new" if has_tanh else "gelu"),
         norm_bias="transformer.ln_f.bias" in weights,
         attention_bias="transformer.h.0.attn.c_attn.bias" in weights,
         attention_output_bias="transformer.h.0.attn.c_proj.bias" in weights,
         mlp_bias="transformer.h.0.mlp.c_fc.bias" in weights,
         lm_head_bias=False,
-        tie_word_embeddings=torch.equal(weights[_EMBEDDING], weights[_HEAD]),
+        tie_word_embeddings=is_tied,
         dropout=dropout,
         embedding_dropout=dropout,
         residual_init="scaled",
