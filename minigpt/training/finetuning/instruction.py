@@ -149,16 +149,19 @@ def prepare_instruction(
 
 
 def learn_to_stop(model: Any, tokenizer: Any) -> None:
-    """Lets a model end its text: `minigpt train` keeps the end of text, of which its text has none, from being drawn.
+    """Re-enable EOS, which `minigpt train` suppresses because plain text never contains it.
 
-    What else it suppresses, such as unknown characters and padding, stays suppressed. A tokenizer that has no token
-    for padding pads with the end of text from now on: labels say what is learned, so nothing is lost by that.
+    Exports suppress it by a bias. Other suppressed tokens, such as unknown characters and padding, stay suppressed. A
+    tokenizer without a padding token pads with EOS: the labels decide what is trained on, so nothing is lost.
 
     Raises:
         UsageError: The tokenizer has no end of text.
     """
     generation, end = model.generation_config, _end_of_text(tokenizer)
     generation.suppress_tokens = [token for token in generation.suppress_tokens or [] if token != end] or None
+    biases = generation.sequence_bias or []
+    pairs = biases.items() if isinstance(biases, dict) else biases
+    generation.sequence_bias = [[list(tokens), bias] for tokens, bias in pairs if list(tokens) != [end]] or None
     for settings in (model.config, generation):
         known = settings.eos_token_id
         ends = known if isinstance(known, list) else [] if known is None else [known]

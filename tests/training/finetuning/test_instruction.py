@@ -124,6 +124,22 @@ def test_a_model_is_let_end_and_still_kept_from_writing_what_no_text_has() -> No
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id
 
 
+@pytest.mark.parametrize("as_dictionary", [False, True])
+def test_the_bias_by_which_an_export_never_ends_is_taken_off(as_dictionary: bool) -> None:
+    tokenizer = MiniGPTTokenizer.from_text(LETTERS)
+    end = tokenizer.eos_token_id
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_embd=8, n_layer=1, n_head=1))
+    others = [[[3], -1.0], [[end, 3], 2.0]]
+    biases = [[[end], -1e6], *others]
+    given = {tuple(tokens): bias for tokens, bias in biases} if as_dictionary else biases
+    model.generation_config.sequence_bias = given
+    learn_to_stop(model, tokenizer)
+    assert model.generation_config.sequence_bias == others
+    model.generation_config.sequence_bias = [[[end], -1e6]]
+    learn_to_stop(model, tokenizer)
+    assert model.generation_config.sequence_bias is None
+
+
 @pytest.mark.parametrize(
     ("settings", "answers_at"),
     [

@@ -14,7 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+    pipeline,
+)
 
 from minigpt.cli import main
 from minigpt.modeling_minigpt.configuration_minigpt import MiniGPTConfig
@@ -180,6 +187,27 @@ def test_conversations_of_the_hub_are_learned_from(base, rows, hub: "Hub", tmp_p
     assert report["data"]["split_rows"] == {"train": 18, "validation": 2}
 
 
+@pytest.mark.slow
+def test_an_export_that_never_ends_its_text_learns_to(rows, tmp_path) -> None:
+    torch.manual_seed(0)
+    tokenizer = MiniGPTTokenizer.from_text(LETTERS)
+    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    shape = {"n_embd": 32, "n_layer": 2, "n_head": 2, "block_size": 64, "hidden_act": "gelu_new", "lm_head_bias": False}
+    model = MiniGPTForCausalLM(MiniGPTConfig(vocab_size=len(tokenizer), attention_bias=True, **shape, **ids))
+    model.generation_config = lecture_generation_config(tokenizer.all_special_ids, **ids)
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "run")
+    assert main(["export", str(tmp_path / "run"), "--to", "gpt2", "--output", str(tmp_path / "gpt2")]) == 0
+    command = ["finetune", str(tmp_path / "gpt2"), "--sft", "--data", write(tmp_path, *rows), *FEW]
+    command += ["--max_steps", "200", "--eval_interval", "200", "--learning_rate", "3e-3"]
+    assert main([*command, "--output_dir", str(tmp_path / "out")]) == 0
+    chat = pipeline("text-generation", model=str(tmp_path / "out"), device="cpu")
+    for word in WORDS:
+        (result,) = chat([{"role": "user", "content": f"say {word}!"}], do_sample=False, max_new_tokens=20)
+        assert result["generated_text"][-1]["content"] == f" {word}"
+
+
+@pytest.mark.slow
 def test_rows_of_other_forms_are_converted_and_one_line_says_so(base, rows, hub: "Hub", tmp_path, capfd) -> None:
     talk = [row["messages"] for row in rows if "messages" in row]
     sharegpt = [
