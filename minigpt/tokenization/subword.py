@@ -91,7 +91,9 @@ class SentencePieceTokenizer(SubwordTokenizer):
         return (*file_names, str(file))
 
 
-def train_bpe(chunks: Iterable[str], vocab_size: int, **kwargs: Any) -> SubwordTokenizer:
+def train_bpe(
+    chunks: Iterable[str], vocab_size: int, *, separator: str | None = None, **kwargs: Any
+) -> SubwordTokenizer:
     """Trains a byte-level BPE vocabulary, GPT-2's kind: 256 bytes, then the pairs that the text has most of.
 
     The idea is Sennrich et al. 2016 (arXiv:1508.07909); bytes in the place of characters are GPT-2's. The two special
@@ -101,6 +103,7 @@ def train_bpe(chunks: Iterable[str], vocab_size: int, **kwargs: Any) -> SubwordT
     Args:
         chunks: The text, in pieces of any size.
         vocab_size: Tokens of the vocabulary, special ones included.
+        separator: What stands between documents; no token is learned from it. No chunk ends inside it.
         **kwargs: Settings that every tokenizer has, such as `chat_template`; they are saved.
 
     Raises:
@@ -125,13 +128,18 @@ def train_bpe(chunks: Iterable[str], vocab_size: int, **kwargs: Any) -> SubwordT
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    backend.train_from_iterator(_lines(chunks), trainer)
+    backend.train_from_iterator(_lines(chunks, separator), trainer)
     _refuse_too_many(vocab_size, backend.get_vocab_size() + len(SPECIAL_TOKENS))
     return SubwordTokenizer(tokenizer_object=_with_special_tokens(backend), **_settings(kwargs))
 
 
 def train_sentencepiece(
-    chunks: Iterable[str], vocab_size: int, model_type: str = "unigram", **kwargs: Any
+    chunks: Iterable[str],
+    vocab_size: int,
+    model_type: str = "unigram",
+    *,
+    separator: str | None = None,
+    **kwargs: Any,
 ) -> SentencePieceTokenizer:
     """Trains a SentencePiece vocabulary with the `sentencepiece` library, bytes standing in for what the text lacks.
 
@@ -145,6 +153,7 @@ def train_sentencepiece(
         chunks: The text, in pieces of any size.
         vocab_size: Tokens of the vocabulary, special ones included.
         model_type: `unigram` or `bpe`.
+        separator: As for `train_bpe`.
         **kwargs: Settings that every tokenizer has, such as `chat_template`; they are saved.
 
     Raises:
@@ -156,7 +165,7 @@ def train_sentencepiece(
 
     if model_type not in ("unigram", "bpe"):
         raise ValueError(f"model_type is {model_type!r} and can only be 'unigram' or 'bpe'.")
-    text = list(_sentences(chunks))
+    text = list(_sentences(chunks, separator))
     # What every model holds: the bytes, the text's characters, the unknown token, the line end, the special ones.
     least = NUM_BYTES + len(set().union(*text) - {"\n"}) + 2 + len(SPECIAL_TOKENS)
     if vocab_size < least:
@@ -254,19 +263,22 @@ def _settings(kwargs: dict[str, Any]) -> dict[str, Any]:
     return settings | {"clean_up_tokenization_spaces": False} | kwargs
 
 
-def _lines(chunks: Iterable[str]) -> Iterator[str]:
-    """The same text cut at line ends, which stay with their lines."""
+def _lines(chunks: Iterable[str], separator: str | None = None) -> Iterator[str]:
+    """The same text cut at line ends, which stay with their lines, and at separators, which are left out."""
     rest = ""
     for chunk in chunks:
-        *lines, rest = (rest + chunk).split("\n")
+        *documents, rest = (rest + chunk).split(separator) if separator else [rest + chunk]
+        for document in documents:
+            yield from re.findall(r"[^\n]*\n|[^\n]+", document)
+        *lines, rest = rest.split("\n")
         yield from (f"{line}\n" for line in lines)
     if rest:
         yield rest
 
 
-def _sentences(chunks: Iterable[str]) -> Iterator[str]:
+def _sentences(chunks: Iterable[str], separator: str | None) -> Iterator[str]:
     """The lines without their ends, in pieces that SentencePiece does not pass over for their length."""
-    for line in _lines(chunks):
+    for line in _lines(chunks, separator):
         sentence = line.removesuffix("\n")
         yield from (sentence[at : at + _LONGEST_SENTENCE] for at in range(0, len(sentence), _LONGEST_SENTENCE))
 

@@ -44,13 +44,21 @@ def describe_text(corpus: Corpus, trainer: MiniGPTTrainer) -> dict[str, Any]:
     return {
         "name": corpus.name,
         "bytes": corpus.num_bytes,
-        "characters": corpus.num_characters,
+        "characters": corpus.count_characters(),
         "sha256": corpus.sha256,
-        "train_characters": corpus.train_characters,
+        "train_characters": corpus.count_characters("train"),
+        **_describe_documents(corpus),
         "split": asdict(corpus.split),
         "reading": asdict(corpus.reading),
         "split_tokens": {split: len(stream) for split, stream in trainer.streams.items()},
     }
+
+
+def _describe_documents(corpus: Corpus) -> dict[str, Any]:
+    if corpus.documents is None:
+        return {}
+    held_back = corpus.num_documents - corpus.train_documents
+    return {"split_documents": {"train": corpus.train_documents, "validation": held_back}}
 
 
 def run_to_the_end(

@@ -6,12 +6,15 @@ import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
-from minigpt.training.reading import ReadSettings
-from minigpt.training.rows import ROW_SUFFIXES, as_lines, has_rows, open_hub_rows
+from minigpt.tokenization.tokenization_minigpt import END_OF_TEXT
+from minigpt.training.documents import Documents, lines_of, separated
+from minigpt.training.reading import RULES, DocumentRule, ReadSettings
+from minigpt.training.rows import ROW_SUFFIXES, as_lines, has_rows, open_hub_rows, open_rows
 from minigpt.training.text_files import SUFFIXES, CorpusError, find_files, open_files
 from minigpt.training.tiny_shakespeare import HUB_DATASET, VARIABLE, OutOfReachError, tiny_shakespeare
 
@@ -34,7 +37,7 @@ class SplitSettings:
         validation_fraction: Fraction of the characters to hold back (of the lines, if split by line); default 0.1.
         split_by: `"position"` holds back the end of the text. `"line"` shuffles the lines first, for lists whose order
             means something.
-        split_seed: Seed of that shuffle.
+        split_seed: Seed of that shuffle, and of that of documents.
 
     Raises:
         CorpusError: A value is impossible, or two exclude each other.
@@ -71,6 +74,8 @@ class Corpus:
         split: Settings by which the two were parted.
         reading: Settings by which the text was read.
         notice: One line for the person when the text was not chosen by them or a part of it is left out, else None.
+        num_documents: Number of documents; 0 if the text has none.
+        train_documents: Number of documents to train on.
     """
 
     name: str
@@ -82,14 +87,44 @@ class Corpus:
     reading: ReadSettings
     notice: str | None
     _read: Callable[[], Iterator[str]] = field(repr=False, compare=False)
+    num_documents: int = 0
+    train_documents: int = 0
+
+    @property
+    def documents(self) -> DocumentRule | None:
+        """Rule by which the text consists of documents.
+
+        With one, `<|endoftext|>` is after each document and means the EOS token. Without, it is ordinary text.
+        """
+        return self.reading.documents
 
     def chunks(self) -> Iterator[str]:
-        """Yields the text from its beginning, 2**20 characters at a time, the last chunk shorter."""
-        return _rechunked(self._read())
+        """Yields the text from its beginning, 2**20 characters at a time, the last chunk shorter.
+
+        Between documents a chunk ends up to 12 characters earlier, for `<|endoftext|>` is never cut.
+        """
+        return _rechunked(self._read(), END_OF_TEXT if self.documents else None)
+
+    def characters(self) -> set[str]:
+        """Returns the different characters of the text, without those of the EOS token."""
+        marker = END_OF_TEXT if self.documents else ""
+        return set().union(*(chunk.replace(marker, "") if marker else chunk for chunk in self.chunks()))
+
+    def count_characters(self, split: Literal["train", "validation", "all"] = "all") -> int:
+        """Returns the number of characters of a split, EOS tokens counted as one character each."""
+        whole = self.num_characters - (len(END_OF_TEXT) - 1) * self.num_documents
+        train = self.train_characters - (len(END_OF_TEXT) - 1) * self.train_documents
+        return {"train": train, "validation": whole - train, "all": whole}[split]
+
+    def all_to_train(self) -> "Corpus":
+        """Returns the same text without a validation split."""
+        return replace(self, train_characters=self.num_characters, train_documents=self.num_documents)
 
     @property
     def split_sha256(self) -> str:
         """Hash of the text and of where it is parted: the text's own unless `split` or its files say otherwise."""
+        if self.documents:
+            return hashlib.sha256(f"{self.sha256} {self.train_characters} documents".encode()).hexdigest()
         if self.train_characters == _position(self.num_characters, SplitSettings()):
             return self.sha256
         return hashlib.sha256(f"{self.sha256} {self.train_characters}".encode()).hexdigest()
@@ -128,9 +163,13 @@ def load_text(
         subset: Configuration of the Hub dataset, where it has several.
 
     Raises:
-        CorpusError: No such text, or it is empty, binary or not UTF-8.
+        CorpusError: No such text, or it is empty, binary or not UTF-8, or has no such documents.
     """
     split, reading = split or SplitSettings(), reading or ReadSettings()
+    if reading.documents and split.split_by != "position":
+        raise CorpusError(
+            f"split_by is {split.split_by!r} and documents are split by document; leave split_by out with documents."
+        )
     if isinstance(source, list | tuple) and len(source) == 1:
         source = source[0]
     if source is None:
@@ -147,23 +186,49 @@ def load_text(
             ) from error
     if isinstance(source, str) and _names_hub_dataset(source):
         rows = open_hub_rows(source, reading.text_column, subset)
-        return _corpus(source, lambda: as_lines(rows()), split, reading, has_columns=True)
+        return _corpus(source, lambda: as_lines(rows()), split, reading, rows=rows)
     return _files([source] if isinstance(source, str | os.PathLike) else source, split, reading)
+
+
+def refuse_single_document(corpus: Corpus) -> None:
+    """Refuse a text that no document can be held back of.
+
+    Raises:
+        CorpusError: By its rule the text is a single document.
+    """
+    if corpus.documents and corpus.num_documents < 2:
+        why = f"holds no {END_OF_TEXT} between two documents" if corpus.documents == "separator" else "is one document"
+        others = ", ".join(rule for rule in RULES if rule != corpus.documents)
+        raise CorpusError(
+            f"{corpus.name} {why}, and one is trained on and one held back; use another rule than --documents "
+            f"{corpus.documents} ({others}) or leave it out."
+        )
+
+
+def describe_documents(corpus: Corpus) -> str:
+    """Returns how many documents a text has, in a few words."""
+    held_back = corpus.num_documents - corpus.train_documents
+    return f"documents are its {corpus.documents}: {corpus.train_documents:,} and {held_back:,}, each ended by EOS"
 
 
 def _default_corpus(split: SplitSettings, reading: ReadSettings) -> Corpus:
     """Returns the text for somebody who named none, with the notice that says which it is."""
     if Path("input.txt").is_file():
-        return replace(
-            _files(["input.txt"], split, reading), notice="No text was named: using input.txt of the current folder."
+        return _noticed(
+            _files(["input.txt"], split, reading), "No text was named: using input.txt of the current folder."
         )
     try:
-        return replace(_tiny_shakespeare(split, reading), notice="No text was named: using Tiny Shakespeare.")
+        return _noticed(_tiny_shakespeare(split, reading), "No text was named: using Tiny Shakespeare.")
     except OutOfReachError as error:
-        return replace(
+        return _noticed(
             _corpus("plays", _plays, split, reading),
-            notice=f"No text was named and Tiny Shakespeare is out of reach ({error}): using the bundled plays.",
+            f"No text was named and Tiny Shakespeare is out of reach ({error}): using the bundled plays.",
         )
+
+
+def _noticed(corpus: Corpus, *notices: str | None) -> Corpus:
+    """Returns the text with these notices before its own."""
+    return replace(corpus, notice="\n".join(filter(None, (*notices, corpus.notice))) or None)
 
 
 def _tiny_shakespeare(split: SplitSettings, reading: ReadSettings) -> Corpus:
@@ -186,16 +251,15 @@ def _files(sources: Sequence[str | os.PathLike[str]], split: SplitSettings, read
     # Names that are not UTF-8 are shown with U+FFFD: no file of text, such as run.json, could hold them as they are.
     names = [os.fsencode(_name(Path(source).expanduser())).decode(errors="replace") for source in sources]
     first, *others = names
-    notices = [one.notice for one in found if one.notice]
     corpus = _corpus(
         f"{first} + {len(others)} more" if others else first,
         open_files(train, reading),
         split,
         reading,
-        has_columns=any(map(has_rows, train)),
+        files=train,
         validation=[file for one in found for file in one.validation],
     )
-    return replace(corpus, notice="\n".join(notices) or None)
+    return _noticed(corpus, *(one.notice for one in found))
 
 
 def _name(path: Path) -> str:
@@ -215,46 +279,151 @@ def _corpus(
     split: SplitSettings,
     reading: ReadSettings,
     *,
-    has_columns: bool = False,
+    rows: Callable[[], Iterator[str]] | None = None,
+    files: Sequence[Path] = (),
     validation: Sequence[Path] = (),
 ) -> Corpus:
-    """Reads the text through once, for its size, its hash and the place where it is parted."""
-    if reading.text_column and not has_columns:
+    """Reads the text through once, for its size, its hash and the place where it is parted.
+
+    Args:
+        name: What a person calls it.
+        read: Reads the text.
+        split: Settings of the validation split.
+        reading: Settings that decide how the text is read.
+        rows: Reads its rows, if it is a dataset of the Hub.
+        files: The files that it is read from, if any.
+        validation: Files of the validation split that come with it.
+    """
+    if reading.text_column and not rows and not any(map(has_rows, files)):
         raise CorpusError(f"{name} has no columns, so none is called {reading.text_column!r}; leave text_column out.")
-    files = [file for source in split.validation_file for file in find_files(source).train] or validation
-    if files and split != SplitSettings(split.validation_file):
+    held_back = [file for source in split.validation_file for file in find_files(source).train] or validation
+    if held_back and split != SplitSettings(split.validation_file):
         raise CorpusError(
-            f"{name} comes with a validation split ({files[0].name}); leave validation_fraction and split_by out."
+            f"{name} comes with a validation split ({held_back[0].name}); leave validation_fraction and split_by out."
         )
-    if files:
-        parts: list[Callable[[], Iterator[str]]] = [lambda: _ended(read()), open_files(files, reading)]
+    if reading.documents:
+        if files:
+            units = _units_of_files(files, reading)
+        elif reading.documents == "rows":
+            units = rows() if rows else _refuse_rows(name)
+        else:
+            units = _units(reading.documents, read())
+        apart = _units_of_files(held_back, reading) if held_back else None
+        return _corpus_of_documents(name, units, apart, split, reading)
+    if held_back:
+        parts: list[Callable[[], Iterator[str]]] = [lambda: _ended(read()), open_files(held_back, reading)]
     elif split.split_by == "line":
         parts = [lambda: _shuffled_lines(read, split)[0], lambda: _shuffled_lines(read, split)[1]]
     else:
         parts = [read]
-    digest = hashlib.sha256()
-    num_bytes = num_characters = 0
-    ends = []
-    for part in parts:
-        for chunk in part():
-            data = chunk.encode()
-            digest.update(data)
-            num_bytes += len(data)
-            num_characters += len(chunk)
-        ends.append(num_characters)
-    if not ends[0]:
-        raise CorpusError(f"{name} is empty; give a text with at least a few thousand characters.")
+    measure = _Measure(name, parts)
+    notice = (
+        f"{name} holds {END_OF_TEXT} {measure.num_markers:,} times, as {len(END_OF_TEXT)} ordinary characters each; "
+        "--documents separator makes it the end of a document."
+    )
     return Corpus(
         name,
-        num_bytes,
-        num_characters,
-        digest.hexdigest(),
-        train_characters=ends[0] if len(parts) > 1 else _position(num_characters, split),
+        measure.num_bytes,
+        measure.num_characters,
+        measure.sha256,
+        train_characters=measure.ends[0] if len(parts) > 1 else _position(measure.num_characters, split),
         split=split,
         reading=reading,
-        notice=None,
+        notice=notice if measure.num_markers else None,
         _read=lambda: chain.from_iterable(part() for part in parts),
     )
+
+
+def _corpus_of_documents(
+    name: str,
+    units: Iterable[str],
+    held_back: Iterable[str] | None,
+    split: SplitSettings,
+    reading: ReadSettings,
+) -> Corpus:
+    """Reads documents through once; given those to hold back, all keep their order, else they are shuffled."""
+    train = Documents(units)
+    if held_back is not None:
+        validation = Documents(held_back)
+        parts = [partial(train.read, range(len(train))), partial(validation.read, range(len(validation)))]
+        number, cut = len(train) + len(validation), len(train)
+    else:
+        validation, number, order = train, len(train), train.shuffled(split.split_seed)
+        # One at least in each split.
+        cut = min(max(int((1 - split.validation_fraction) * number), 1), max(number - 1, 1))
+        parts = [partial(train.read, order[:cut]), partial(train.read, order[cut:])]
+    measure = _Measure(name, parts)
+    each = {train, validation}
+    blank, divided = sum(one.num_blank for one in each), sum(one.num_cut for one in each)
+    notices = [
+        f"{name}: {blank:,} blank {'document is' if blank == 1 else 'documents are'} left out." * (blank > 0),
+        f"{name}: {END_OF_TEXT} is inside {divided:,} of its {reading.documents} and ends a document there too."
+        * (divided > 0),
+    ]
+    return Corpus(
+        name,
+        measure.num_bytes,
+        measure.num_characters,
+        measure.sha256,
+        train_characters=measure.ends[0],
+        split=split,
+        reading=reading,
+        notice="\n".join(filter(None, notices)) or None,
+        _read=lambda: chain.from_iterable(part() for part in parts),
+        num_documents=number,
+        train_documents=cut,
+    )
+
+
+def _units_of_files(files: Sequence[Path], reading: ReadSettings) -> Iterator[str]:
+    """Returns what the rule cuts files into; a file ends its last document."""
+    if reading.documents == "rows":
+        for file in files:
+            if not has_rows(file):
+                _refuse_rows(str(file))
+        readers = [open_rows(file, reading.text_column) for file in files]
+        return chain.from_iterable(read() for read in readers)
+    return chain.from_iterable(_units(reading.documents, open_files([file], reading)()) for file in files)
+
+
+def _units(rule: DocumentRule | None, text: Iterator[str]) -> Iterator[str]:
+    if rule == "lines":
+        return lines_of(text)
+    if rule == "separator":
+        return separated(text)
+    return iter(["".join(text)])
+
+
+def _refuse_rows(name: str) -> NoReturn:
+    raise CorpusError(
+        f"{name} has no rows, as files of JSON Lines, CSV and Parquet have; use --documents lines, files or separator."
+    )
+
+
+class _Measure:
+    """Size and hash of a text in parts, found by reading it through once.
+
+    Raises:
+        CorpusError: The first part is empty.
+    """
+
+    def __init__(self, name: str, parts: Iterable[Callable[[], Iterator[str]]]) -> None:
+        digest = hashlib.sha256()
+        self.num_bytes = self.num_characters = self.num_markers = 0
+        self.ends: list[int] = []
+        before = ""
+        for part in parts:
+            for chunk in part():
+                data = chunk.encode()
+                digest.update(data)
+                self.num_bytes += len(data)
+                self.num_characters += len(chunk)
+                self.num_markers += (before + chunk).count(END_OF_TEXT)
+                before = (before + chunk)[1 - len(END_OF_TEXT) :]
+            self.ends.append(self.num_characters)
+        if not self.ends[0]:
+            raise CorpusError(f"{name} is empty; give a text with at least a few thousand characters.")
+        self.sha256 = digest.hexdigest()
 
 
 def _position(num_characters: int, split: SplitSettings) -> int:
@@ -278,18 +447,24 @@ def _shuffled_lines(read: Callable[[], Iterator[str]], split: SplitSettings) -> 
     return iter(lines[:cut]), iter(lines[cut:])
 
 
-def _rechunked(pieces: Iterable[str]) -> Iterator[str]:
-    """Yields the same text in chunks of `CHUNK_CHARACTERS`: many short rows together, or a part of a huge one."""
+def _rechunked(pieces: Iterable[str], marker: str | None = None) -> Iterator[str]:
+    """Yields the same text in chunks of `CHUNK_CHARACTERS`: many short rows together, or a part of a huge one.
+
+    A marker is cut nowhere: it begins the next chunk.
+    """
     waiting: list[str] = []
     length = 0
     for piece in pieces:
         waiting.append(piece)
         length += len(piece)
         if length >= CHUNK_CHARACTERS:
-            text = "".join(waiting)
-            whole = length - length % CHUNK_CHARACTERS
-            for start in range(0, whole, CHUNK_CHARACTERS):
-                yield text[start : start + CHUNK_CHARACTERS]
-            waiting, length = [text[whole:]], length - whole
+            text, start = "".join(waiting), 0
+            while length - start >= CHUNK_CHARACTERS:
+                end = start + CHUNK_CHARACTERS
+                if marker and (inside := text.rfind(marker, end - len(marker) + 1, end + len(marker) - 1)) > start:
+                    end = inside
+                yield text[start:end]
+                start = end
+            waiting, length = [text[start:]], length - start
     if length:
         yield "".join(waiting)

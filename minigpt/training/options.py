@@ -12,7 +12,7 @@ from transformers.hf_argparser import string_to_bool
 
 from minigpt.training.arguments import MiniGPTTrainingArguments
 from minigpt.training.corpus import SplitSettings
-from minigpt.training.reading import ReadSettings
+from minigpt.training.reading import RULES, ReadSettings
 
 # What a learner changes first, and what is said about it where the Trainer's own words are too many; the others are
 # shown by --help_all.
@@ -97,6 +97,10 @@ def add_reading_options(parser: argparse.ArgumentParser, *, show_all: bool) -> N
         "text_column": {
             "metavar": "NAME",
             "help": "column of the text in rows (default: text, or the only column of strings)",
+        },
+        "documents": {
+            "choices": RULES,
+            "help": "end each of these with the EOS token, and part the text between them, shuffled",
         },
     }
     for name, settings in options.items():

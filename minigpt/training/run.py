@@ -15,7 +15,7 @@ from minigpt.training.arguments import MiniGPTTrainingArguments
 from minigpt.training.checkpoints import find_checkpoint
 from minigpt.training.command_line import parse_train_command
 from minigpt.training.completion import Run, describe_text, run_to_the_end
-from minigpt.training.corpus import Corpus, SplitSettings, load_text
+from minigpt.training.corpus import Corpus, SplitSettings, describe_documents, load_text, refuse_single_document
 from minigpt.training.interruption import exit_if_interrupted
 from minigpt.training.memory import check_memory, count_parameters
 from minigpt.training.output_folder import check_folder, check_room, check_same_model, check_same_text
@@ -116,6 +116,7 @@ def _train(
     checkpoint = find_checkpoint(folder, args.resume_from_checkpoint) if resuming else None
 
     corpus = load_text(data, split=split, reading=reading)
+    refuse_single_document(corpus)
     if corpus.notice and is_main:
         print(corpus.notice, flush=True)
     if checkpoint:
@@ -124,7 +125,7 @@ def _train(
         tokenizer = vocabulary.learn(corpus)
         tokens = tokenize_corpus(corpus, tokenizer)
     set_seed(args.seed)
-    network = _build_model(chosen, tokenizer, model)
+    network = _build_model(chosen, tokenizer, model, has_documents=corpus.documents is not None)
     if checkpoint:
         check_same_model(checkpoint, network.config, tokenizer)
         training_segments(checkpoint, args)  # refuses other arguments
@@ -135,6 +136,7 @@ def _train(
         args,
         tokens,
         characters_per_token=characters_per_token(corpus, tokens["validation"]),
+        has_documents=corpus.documents is not None,
         text_sha256=corpus.split_sha256,
         processing_class=tokenizer,
     )
@@ -145,11 +147,16 @@ def _train(
     return run_to_the_end(trainer, checkpoint, origin={"preset": chosen.name}, data=describe_text(corpus, trainer))
 
 
-def _build_model(preset: Preset, tokenizer: Any, changes: dict[str, Any]) -> PreTrainedModel:
+def _build_model(preset: Preset, tokenizer: Any, changes: dict[str, Any], *, has_documents: bool) -> PreTrainedModel:
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     config = preset.build_config(vocab_size=len(tokenizer), **ids, **changes)
     network = MODEL_CLASSES[config.model_type](config)
-    network.generation_config = lecture_generation_config(untrained_ids(tokenizer), **ids)
+    network.generation_config = lecture_generation_config(
+        untrained_ids(tokenizer, has_documents=has_documents),
+        # EOS is also what comes before a document: an empty prompt begins one.
+        bos_token_id=tokenizer.eos_token_id if has_documents else None,
+        **ids,
+    )
     check_vocabulary(network, tokenizer)
     limit_to_block(tokenizer, network)
     return network
@@ -162,6 +169,8 @@ def _print_header(
     unit = "characters" if hasattr(tokenizer, "stoi") else "tokens"
     print(f"preset  {preset.name}: {preset.description}")
     print(f"data    {corpus.name}: {train:,} {unit} to train on, {validation:,} to validate")
+    if corpus.documents:
+        print(f"        {describe_documents(corpus)}")
     print(f"model   {trainer.model.num_parameters():,} parameters, block of {trainer.block_size}")
     print(f"        {in_words(tokenizer)}")
     print(f"device  {trainer.args.device.type}: {hardware(trainer.args.device)}")

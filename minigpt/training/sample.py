@@ -11,7 +11,9 @@ from minigpt.hub.trained import encode_prompt
 from minigpt.training.vocabulary import untrained_ids
 
 
-def write_sample(model: Any, tokenizer: PreTrainedTokenizerBase, length: int, seed: int = 0) -> str:
+def write_sample(
+    model: Any, tokenizer: PreTrainedTokenizerBase, length: int, seed: int = 0, *, has_documents: bool = False
+) -> str:
     """Samples text as the lecture does: from a new line on, from the whole distribution, without special tokens.
 
     Args:
@@ -19,16 +21,28 @@ def write_sample(model: Any, tokenizer: PreTrainedTokenizerBase, length: int, se
         tokenizer: Its tokenizer.
         length: Tokens to write; fewer where a model cannot go on beyond its block, as MiniGPT can.
         seed: Which sample; the same seed and the same model write the same text.
+        has_documents: Sample from EOS on, and continue with the next document where one ends.
 
     Returns:
-        The text after the new line.
+        The text after the new line, or documents, each beginning on a new line.
     """
-    start = encode_prompt(tokenizer, "", model.generation_config).to(model.device)  # (1, 1)
+    start = encode_prompt(tokenizer, "", model.generation_config if has_documents else None)  # (1, 1)
+    start = start.to(model.device)
     if not hasattr(model.config, "rolls_past_block"):
         length = min(length, getattr(model.config, "max_position_embeddings", length + 1) - start.shape[1])
-    special = {"suppress_tokens": untrained_ids(tokenizer) or None, "pad_token_id": tokenizer.pad_token_id}
+    untrained = untrained_ids(tokenizer, has_documents=has_documents)
+    special = {"suppress_tokens": untrained or None, "pad_token_id": tokenizer.pad_token_id}
+    if has_documents:
+        special["eos_token_id"] = None
     ids = _draw(model, start, length, seed, **special)
-    return tokenizer.decode(ids, skip_special_tokens=True)
+    documents: list[list[int]] = [[]]
+    for token in ids:
+        if has_documents and token == tokenizer.eos_token_id:
+            documents.append([])
+        else:
+            documents[-1].append(token)
+    *whole, last = (tokenizer.decode(document, skip_special_tokens=True) for document in documents)
+    return "".join(text if text.endswith("\n") else f"{text}\n" for text in whole) + last
 
 
 def write_answer(model: Any, prompt: Sequence[int], length: int, seed: int = 0) -> list[int]:

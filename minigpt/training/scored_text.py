@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ from huggingface_hub import hf_hub_download
 from minigpt.hub.json_files import read_object
 from minigpt.hub.trained import hub_has
 from minigpt.training.corpus import Corpus, SplitSettings, load_text
+from minigpt.training.reading import ReadSettings
 
 
 def text_to_score(model: str, data: Sequence[str] | None, part: str | None) -> tuple[Corpus, str]:
-    """Load a text, parted as the model's run parted its own.
+    """Load a text, parted as the model's run parted its own, into documents too.
 
     Args:
         model: The folder or Hub id of the model.
@@ -27,16 +28,17 @@ def text_to_score(model: str, data: Sequence[str] | None, part: str | None) -> t
     """
     trained_on = _trained_on(model)
     settings = trained_on.get("split", {})
-    corpus = load_text(data)
+    reading = ReadSettings(documents=trained_on.get("reading", {}).get("documents"))
+    corpus = load_text(data, reading=reading)
     # The files of the run's validation split may be gone, or belong to another text.
     with suppress(ValueError, TypeError):
         known = {field.name: settings[field.name] for field in fields(SplitSettings) if field.name in settings}
         files = tuple(known.pop("validation_file", ()))
-        parted = load_text(data, split=SplitSettings(files, **known))
+        parted = load_text(data, split=SplitSettings(files, **known), reading=reading)
         if parted.sha256 == trained_on.get("sha256"):
             corpus = parted
     part = part or ("validation" if corpus.sha256 == trained_on.get("sha256") else "all")
-    return (replace(corpus, train_characters=corpus.num_characters) if part == "all" else corpus), part
+    return (corpus.all_to_train() if part == "all" else corpus), part
 
 
 def _trained_on(model: str) -> dict[str, Any]:

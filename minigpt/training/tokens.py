@@ -13,7 +13,7 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
-from minigpt.tokenization.tokenization_minigpt import MiniGPTTokenizer, UnknownCharacterError
+from minigpt.tokenization.tokenization_minigpt import END_OF_TEXT, MiniGPTTokenizer, UnknownCharacterError
 from minigpt.training.corpus import Corpus, CorpusError
 from minigpt.training.round_trip import describe_loss
 from minigpt.training.stream import TokenStream
@@ -22,7 +22,7 @@ from minigpt.training.token_files import open_splits, publish, writable_folder, 
 __all__ = ["ROW_TOKENS", "TokenStream", "tokenize_corpus"]
 
 ROW_TOKENS = 2**20  # one row for everything takes twenty times its size to build
-FORMAT = 2  # goes up when this file encodes otherwise than before, so that what older versions kept is not read
+FORMAT = 3  # goes up when this file encodes otherwise than before, so that what older versions kept is not read
 
 
 def tokenize_corpus(
@@ -37,6 +37,9 @@ def tokenize_corpus(
     The first `corpus.train_characters` characters are `train` and the others `validation`. The splits are kept under a
     key made of the text and the tokenizer, where a second call finds them, and several processes may do so at the same
     time.
+
+    Special tokens that the text spells are text, for every tokenizer. Only in a text of documents, `<|endoftext|>` is
+    the tokenizer's EOS token.
 
     Args:
         corpus: The text, from `load_text`.
@@ -57,7 +60,12 @@ def tokenize_corpus(
             was loaded, or there is no room for its tokens.
     """
     if tokenizer is None:
-        tokenizer = MiniGPTTokenizer.from_iterator(corpus.chunks())
+        tokenizer = MiniGPTTokenizer.from_characters(sorted(corpus.characters()))
+    if corpus.documents and tokenizer.eos_token_id is None:
+        raise CorpusError(
+            f"the tokenizer ({type(tokenizer).__name__}) has no EOS token to end documents with; give it an eos_token, "
+            "or leave documents out."
+        )
     key = _cache_key(corpus, tokenizer, row_tokens)
     home = writable_folder(Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "minigpt-tokens" if key else None)
     folder = home / (key or "tokens")
@@ -91,13 +99,13 @@ def training_text(corpus: Corpus) -> Iterator[str]:
 def characters_per_token(corpus: Corpus, split: datasets.Dataset) -> float:
     """How many characters a token of a split stands for on average: 1 in a character vocabulary.
 
+    An EOS token between documents counts as one character.
+
     Args:
         corpus: The text that was encoded.
         split: `train` or `validation`, from `tokenize_corpus`.
     """
-    cut = corpus.train_characters
-    characters = cut if str(split.split) == "train" else corpus.num_characters - cut
-    return characters / len(TokenStream(split))
+    return corpus.count_characters("train" if str(split.split) == "train" else "validation") / len(TokenStream(split))
 
 
 def _encode(
@@ -106,20 +114,46 @@ def _encode(
     """Yields the tokens of the characters from `start` up to `stop`, and adds these characters to the digest."""
     by_character = hasattr(tokenizer, "encode_array")
     pieces = _part(corpus, start, stop)
-    for text in pieces if by_character else _whole_lines(pieces):
+    marker = END_OF_TEXT if corpus.documents else None
+    for text in pieces if by_character else _whole_lines(pieces, marker):
         digest.update(text.encode())
         if by_character:
-            try:
-                yield tokenizer.encode_array(text, errors="strict")
-            except UnknownCharacterError as error:
-                raise UnknownCharacterError({c: start + at for c, at in error.first_positions.items()}) from None
+            yield _encode_characters(corpus, start, text, tokenizer)
+        elif corpus.documents:
+            yield _encode_documents(corpus, start, text, tokenizer)
         else:
             yield _encode_subwords(corpus, start, text, tokenizer)
         start += len(text)
 
 
+def _encode_characters(
+    corpus: Corpus, start: int, text: str, tokenizer: MiniGPTTokenizer
+) -> NDArray[np.unsignedinteger]:
+    documents = text.split(END_OF_TEXT) if corpus.documents else [text]
+    ends = np.cumsum([len(document) for document in documents[:-1]], dtype=np.int64)
+    try:
+        ids = tokenizer.encode_array("".join(documents), errors="strict")
+    except UnknownCharacterError as error:
+        markers = {at: int(np.searchsorted(ends, at, side="right")) for at in error.first_positions.values()}
+        places = {c: start + at + markers[at] * len(END_OF_TEXT) for c, at in error.first_positions.items()}
+        raise UnknownCharacterError(places) from None
+    return np.insert(ids, ends, tokenizer.eos_token_id) if len(ends) else ids
+
+
+def _encode_documents(corpus: Corpus, start: int, text: str, tokenizer: Any) -> NDArray[np.unsignedinteger]:
+    """Returns the tokens of each document, and EOS wherever the text has the marker."""
+    eos = np.array([tokenizer.eos_token_id], _dtype(tokenizer))
+    parts: list[NDArray[np.unsignedinteger]] = []
+    for number, document in enumerate(text.split(END_OF_TEXT)):
+        parts += [eos] if number else []
+        parts += [_encode_subwords(corpus, start, document, tokenizer)] if document else []
+        start += len(document) + len(END_OF_TEXT)
+    return np.concatenate(parts)
+
+
 def _encode_subwords(corpus: Corpus, start: int, text: str, tokenizer: Any) -> NDArray[np.unsignedinteger]:
-    ids = np.array(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], _dtype(tokenizer))
+    encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+    ids = np.array(encoded["input_ids"], _dtype(tokenizer))
     # Where the unknown token is the end of text as well, as in GPT-2, a text may hold it.
     if tokenizer.unk_token_id not in (None, tokenizer.eos_token_id) and (ids == tokenizer.unk_token_id).any():
         raise CorpusError(
@@ -144,12 +178,16 @@ def _part(corpus: Corpus, start: int, stop: int) -> Iterator[str]:
         start, stop = start - len(chunk), stop - len(chunk)
 
 
-def _whole_lines(pieces: Iterable[str]) -> Iterator[str]:
-    """Yields the same text cut at line ends; only a line that fills a whole piece is cut elsewhere."""
+def _whole_lines(pieces: Iterable[str], marker: str | None = None) -> Iterator[str]:
+    """Yields the same text cut at line ends; only a line that fills a whole piece is cut elsewhere.
+
+    Given a marker, the text is cut after markers instead, and at a line end where a piece has none.
+    """
     rest = ""
     for piece in pieces:
         rest += piece
-        end = rest.rfind("\n") + 1 or len(rest)
+        last = rest.rfind(marker) if marker else -1
+        end = last + len(marker or "") if last >= 0 else rest.rfind("\n") + 1 or len(rest)
         yield rest[:end]
         rest = rest[end:]
     if rest:
@@ -168,5 +206,6 @@ def _cache_key(corpus: Corpus, tokenizer: Any, row_tokens: int) -> str | None:
     for left_by_the_last_call in ("truncation", "padding"):
         vocabulary.pop(left_by_the_last_call, None)
     by_character = hasattr(tokenizer, "encode_array")
-    parts = [FORMAT, corpus.sha256, vocabulary, by_character, row_tokens, corpus.train_characters]
+    eos = tokenizer.eos_token_id if corpus.documents else None
+    parts = [FORMAT, corpus.sha256, vocabulary, by_character, row_tokens, corpus.train_characters, eos]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

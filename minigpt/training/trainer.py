@@ -47,6 +47,7 @@ class MiniGPTTrainer(PublishingTrainer):
             as to the stock Trainer, and it trains and evaluates as that one does.
         characters_per_token: For bits a character; 1 for a character vocabulary.
         block_size: Tokens of input in a crop; by default as many as the model takes.
+        has_documents: True if EOS ends documents in the tokens; samples then begin with it.
         **kwargs: As for `transformers.Trainer`; `processing_class` is the tokenizer that samples are decoded with.
 
     Raises:
@@ -67,6 +68,7 @@ class MiniGPTTrainer(PublishingTrainer):
         *,
         characters_per_token: float = 1.0,
         block_size: int | None = None,
+        has_documents: bool = False,
         **kwargs: Any,
     ) -> None:
         args = args or MiniGPTTrainingArguments()
@@ -74,6 +76,7 @@ class MiniGPTTrainer(PublishingTrainer):
             raise TypeError(f"args must be MiniGPTTrainingArguments, got {type(args).__name__}.")
         self.streams: dict[str, TokenStream] = {}
         self.characters_per_token = characters_per_token
+        self.has_documents = has_documents
         self._flos_per_token: int | None = None
         if tokens is not None:
             if model is None:
@@ -180,7 +183,9 @@ class MiniGPTTrainer(PublishingTrainer):
 
     def sample(self, length: int) -> str:
         """Lets the model write `length` tokens, drawing nothing from the training's randomness."""
-        return write_sample(self.model, self.processing_class, length, seed=self.args.seed)
+        return write_sample(
+            self.model, self.processing_class, length, seed=self.args.seed, has_documents=self.has_documents
+        )
 
     def tokens_seen(self) -> int:
         """How many tokens the model was trained on so far, counted as often as it saw them."""

@@ -6,7 +6,7 @@ from typing import Any
 from minigpt.errors import UsageError
 from minigpt.hub.extras import require_extra
 from minigpt.tokenization.subword import train_bpe, train_sentencepiece
-from minigpt.tokenization.tokenization_minigpt import MiniGPTTokenizer
+from minigpt.tokenization.tokenization_minigpt import END_OF_TEXT, MiniGPTTokenizer
 from minigpt.training.corpus import Corpus
 from minigpt.training.tokens import training_text
 
@@ -51,24 +51,27 @@ class Vocabulary:
         """Makes the tokenizer of a text. The same text gives the same one.
 
         Subwords are learned from the training split alone: the words of the other one would have tokens of their own,
-        that no model is trained on. Characters are those of both.
+        that no model is trained on. Characters are those of both. EOS tokens between documents are not learned from.
 
         Raises:
             UsageError: The size is too small for the bytes and characters it must hold, or too large for the text.
         """
+        separator = END_OF_TEXT if corpus.documents else None
         try:
             if self.kind == "char":
                 return self._characters(corpus)
             if self.kind == "bpe":
-                return train_bpe(training_text(corpus), self.size or SUBWORDS)
-            return train_sentencepiece(training_text(corpus), self.size or SUBWORDS, self.sentencepiece_type)
+                return train_bpe(training_text(corpus), self.size or SUBWORDS, separator=separator)
+            return train_sentencepiece(
+                training_text(corpus), self.size or SUBWORDS, self.sentencepiece_type, separator=separator
+            )
         except UsageError:
             raise
         except ValueError as error:
             raise UsageError(str(error)) from error
 
     def _characters(self, corpus: Corpus) -> MiniGPTTokenizer:
-        tokenizer = MiniGPTTokenizer.from_iterator(corpus.chunks())
+        tokenizer = MiniGPTTokenizer.from_characters(sorted(corpus.characters()))
         if self.size not in (None, len(tokenizer)):
             raise UsageError(
                 f"{corpus.name} has {len(tokenizer.stoi)} different characters, so its character vocabulary has "
@@ -77,10 +80,11 @@ class Vocabulary:
         return tokenizer
 
 
-def untrained_ids(tokenizer: Any) -> list[int]:
-    """The ids that no text has, and that a model trained on text alone is kept from writing."""
+def untrained_ids(tokenizer: Any, *, has_documents: bool = False) -> list[int]:
+    """Return the ids that no text has, which a model trained on text only must not write; documents have EOS."""
     unknown = tokenizer.get_vocab().get("<unk>") if hasattr(tokenizer, "sentencepiece_model") else None
-    return sorted({*tokenizer.all_special_ids} | ({unknown} if unknown is not None else set()))
+    ids = {*tokenizer.all_special_ids} | ({unknown} if unknown is not None else set())
+    return sorted(ids - ({tokenizer.eos_token_id} if has_documents else set()))
 
 
 def in_words(tokenizer: Any) -> str:

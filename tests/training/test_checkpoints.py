@@ -486,8 +486,9 @@ needs_sigkill = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windo
 
 
 @pytest.fixture
-def options(text_file, tmp_path):
-    return ["--data", str(text_file), "--output_dir", str(tmp_path / "run"), *OPTIONS]
+def options(text_file, tmp_path, request):
+    more = getattr(request, "param", [])
+    return ["--data", str(text_file), "--output_dir", str(tmp_path / "run"), *OPTIONS, *more]
 
 
 @pytest.fixture
@@ -510,6 +511,11 @@ def assert_same_outcome(one, other):
 
 
 @needs_sigkill
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param([], id="text"), pytest.param(["--documents", "lines"], id="documents", marks=pytest.mark.slow)],
+    indirect=True,
+)
 def test_killed_while_saving_it_resumes_to_the_same_end(options, uninterrupted, tmp_path):
     killed = subprocess.run([sys.executable, "-c", DIES_WHILE_SAVING, "14", *options], capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()

@@ -16,7 +16,7 @@ from minigpt.hub.run_lock import hold_folder
 from minigpt.training.arguments import MiniGPTTrainingArguments
 from minigpt.training.checkpoints import find_checkpoint
 from minigpt.training.completion import Run, describe_text, run_to_the_end
-from minigpt.training.corpus import Corpus, SplitSettings, load_text
+from minigpt.training.corpus import Corpus, SplitSettings, describe_documents, load_text, refuse_single_document
 from minigpt.training.finetuning.adapters import (
     LoraSettings,
     add_lora,
@@ -144,6 +144,12 @@ def finetune(
         raise UsageError(
             "--extend_vocabulary is for a text; fine-tune on one that has the new characters, and then with --sft."
         )
+    documents = reading and reading.documents
+    if documents and instruction:
+        raise UsageError(
+            f"documents {documents!r} is for a text, and conversations end each answer with EOS anyway; leave it out "
+            "with --sft."
+        )
     recipe = PLAYS_TRAINING if instruction and data == "plays" else {}
     args = _arguments(model, device, lora, instruction, recipe, dict(training or {}))
     folder, is_main = Path(args.output_dir), args.process_index == 0
@@ -176,6 +182,8 @@ def _finetune(
     resuming = bool(args.resume_from_checkpoint)
     checkpoint = find_checkpoint(folder, args.resume_from_checkpoint) if resuming else None
     corpus = None if instruction else load_text(data, split=split, reading=reading)
+    if corpus:
+        refuse_single_document(corpus)
     if corpus and corpus.notice and is_main:
         print(corpus.notice, flush=True)
     conversations = load_conversations(data) if instruction else None
@@ -206,8 +214,11 @@ def _finetune(
     check_loss(network, str(model))
     settings = {"block_size": block_size, "load_in_bits": load_in}
     added = _fit_vocabulary(base, corpus, extend_vocabulary, lora is None) if corpus else 0
-    if instruction:
+    has_documents = corpus is not None and corpus.documents is not None
+    if instruction or has_documents:
         learn_to_stop(network, base.tokenizer)
+    if has_documents:
+        network.generation_config.bos_token_id = base.tokenizer.eos_token_id  # an empty prompt begins a document
     if lora:
         network = add_lora(network, lora, base.name, base.revision)
     if checkpoint:
@@ -232,6 +243,7 @@ def _finetune(
             tokens,
             characters_per_token=characters_per_token(corpus, tokens["validation"]),
             block_size=block_size,
+            has_documents=has_documents,
             text_sha256=corpus.split_sha256,
             **shared,
         )
@@ -312,6 +324,8 @@ def _print_header(
         train, validation = (len(trainer.streams[split]) for split in ("train", "validation"))
         unit = "characters" if hasattr(base.tokenizer, "stoi") else "tokens"
         print(f"data    {learned.name}: {train:,} {unit} to train on, {validation:,} to validate")
+        if learned.documents:
+            print(f"        {describe_documents(learned)}")
     else:
         print(f"data    {learned.name}: {learned.in_words()}")
     if adapter:

@@ -14,7 +14,7 @@ _NAMED = 50
 
 def lacking_characters(corpus: Corpus, tokenizer: Any) -> list[str]:
     """The characters of a text that a tokenizer cannot express, in the order of their code points."""
-    characters = set().union(*map(set, corpus.chunks()))
+    characters = corpus.characters()
     if hasattr(tokenizer, "stoi"):
         return sorted(characters - tokenizer.stoi.keys())
     return [character for character in sorted(characters) if _is_lost(character, tokenizer)]
