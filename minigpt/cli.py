@@ -8,9 +8,12 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from logging import ERROR, getLogger
+from pathlib import Path
 from typing import Any, NoReturn
 
 # Nothing heavy is imported before a command needs it: the help is instant.
+
+_SEPARATOR = "-" * 15  # between texts of several lines, as nanoGPT's
 
 HELP = """\
 usage: minigpt [--debug] COMMAND ...
@@ -55,38 +58,80 @@ def generate(argv: Sequence[str]) -> None:
         "generate", "Write text with a trained model.", 'minigpt generate runs/seed --prompt "ROMEO:" --stream'
     )
     parser.add_argument("model", metavar="MODEL", help="the folder of a model or of an adapter, or a Hub id")
-    parser.add_argument("--prompt", default="", help="the text to go on from (default: a new line)")
+    prompt = parser.add_mutually_exclusive_group()
+    prompt.add_argument(
+        "--prompt", default="", metavar="TEXT", help="the text to continue (default: a new line, or a new document)"
+    )
+    prompt.add_argument(
+        "--prompt_file", metavar="FILE", help="or the file that holds it, in UTF-8; - is standard input"
+    )
+    parser.add_argument(
+        "-n", "--num_samples", type=_positive, default=1, metavar="N", help="how many texts to write (default: 1)"
+    )
+    parser.add_argument(
+        "--stop",
+        type=_stop,
+        action="append",
+        default=[],
+        metavar="STRING",
+        help="end a text before this string, which is not printed; \\n is a line end; may be given several times",
+    )
     parser.add_argument("--stream", action="store_true", help="show the text while it is made")
     _add_sampling(parser)
     arguments = parser.parse_args(argv)
+    if arguments.num_samples > 1:
+        if arguments.stream:
+            parser.error("--stream shows one text while it is made; leave out -n or --stream.")
+        if arguments.temperature == 0:
+            parser.error("--temperature 0 writes the same text each time; leave out -n or --temperature.")
+    if arguments.prompt_file is not None:
+        arguments.prompt = _read_prompt(arguments.prompt_file)
     with _calm():
         _generate(arguments)
 
 
 def _generate(arguments: argparse.Namespace) -> None:
-    import torch
     from transformers import set_seed
 
-    from minigpt.hub.chatting.streaming import TokenStreamer
+    from minigpt.hub.chatting.samples import check_stops, stream_sample, write_samples
+    from minigpt.hub.context import Context
     from minigpt.hub.trained import encode_prompt, open_trained
 
     model, tokenizer = open_trained(arguments.model, arguments.device)
-    input_ids = encode_prompt(tokenizer, arguments.prompt, model.generation_config).to(model.device)  # (1, seq)
-    crops = not getattr(model.config, "rolls_past_block", True)  # which is a MiniGPT's alone
-    if crops and (length := input_ids.shape[1]) > (block_size := model.config.max_position_embeddings):
-        print(f"The prompt has {length} tokens: the model goes on from the last {block_size}.", file=sys.stderr)
+    check_stops(tokenizer, arguments.stop)
+    prompt = encode_prompt(tokenizer, arguments.prompt, model.generation_config).to(model.device)  # (1, seq)
+    context, length = Context.of(model), prompt.shape[1]
+    new_tokens = context.new_tokens(length, arguments.max_new_tokens)
+    if notice := context.notice(length, new_tokens):
+        print(notice, file=sys.stderr)
     if arguments.seed is not None:
         set_seed(arguments.seed)
-    streamer = TokenStreamer(tokenizer, skip_special_tokens=True) if arguments.stream else None
-    output = model.generate(
-        input_ids,
-        attention_mask=torch.ones_like(input_ids),
-        streamer=streamer,
-        tokenizer=tokenizer,  # for stop strings, should the generation config have any
-        **_sampling(arguments),
-    )
-    if streamer is None:
-        print(tokenizer.decode(output[0], skip_special_tokens=True))
+    asked = {"stops": arguments.stop, "max_new_tokens": new_tokens, **_sampling(arguments)}
+    if arguments.stream:
+        stream_sample(model, tokenizer, prompt, **asked)
+        return
+    before = None
+    for start, text in write_samples(model, tokenizer, prompt, count=arguments.num_samples, **asked):
+        # Several names are a list; the new line that they may start from is none of their own.
+        shown = start + text if arguments.prompt or arguments.num_samples == 1 else text
+        if before is not None and "\n" in before + shown:
+            print(_SEPARATOR)
+        print(shown, flush=True)
+        before = shown
+
+
+def _read_prompt(name: str) -> str:
+    """Read a prompt as it is, line ends included and a byte order mark apart."""
+    from minigpt.errors import UsageError
+
+    data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        where = "standard input" if name == "-" else name
+        raise UsageError(
+            f"{where} is not UTF-8 (byte 0x{data[error.start]:02x} at offset {error.start}); save it as UTF-8."
+        ) from error
 
 
 def chat(argv: Sequence[str]) -> None:
@@ -100,12 +145,14 @@ def chat(argv: Sequence[str]) -> None:
         from transformers import set_seed
 
         from minigpt.hub.chatting.chat import chat as talk
+        from minigpt.hub.context import Context
         from minigpt.hub.trained import open_trained
 
         model, tokenizer = open_trained(arguments.model, arguments.device)
+        new_tokens = Context.of(model).new_tokens(1, arguments.max_new_tokens)
         if arguments.seed is not None:
             set_seed(arguments.seed)
-        talk(model, tokenizer, system=arguments.system, **_sampling(arguments))
+        talk(model, tokenizer, system=arguments.system, max_new_tokens=new_tokens, **_sampling(arguments))
 
 
 def evaluate(argv: Sequence[str]) -> None:
@@ -372,7 +419,13 @@ def _add_output(parser: argparse.ArgumentParser, default: str) -> None:
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--max_new_tokens", type=_positive, default=500, metavar="N", help="how many (default: 500)")
+    parser.add_argument(
+        "--max_new_tokens",
+        type=_positive,
+        default=None,
+        metavar="N",
+        help="how many (default: 500, or what the model has room for)",
+    )
     parser.add_argument(
         "--temperature",
         type=_temperature,
@@ -389,8 +442,8 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
 
 
 def _sampling(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What was asked for, in the words of `generate()`."""
-    wishes: dict[str, Any] = {"max_new_tokens": arguments.max_new_tokens, "do_sample": arguments.temperature != 0}
+    """Return how to sample, in the words of `generate()`."""
+    wishes: dict[str, Any] = {"do_sample": arguments.temperature != 0}
     if wishes["do_sample"]:
         wishes |= {"top_k": arguments.top_k, "top_p": arguments.top_p}
         wishes |= {} if arguments.temperature is None else {"temperature": arguments.temperature}
@@ -414,6 +467,12 @@ def _whole(text: str, least: int, most: int | None = None) -> int:
         limits = f"of at least {least}" if most is None else f"from {least} to {most}"
         raise argparse.ArgumentTypeError(f"must be a whole number {limits}, got {text}")
     return int(text)
+
+
+def _stop(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("must not be empty")
+    return text.replace("\\n", "\n")  # which not every shell can give
 
 
 def _temperature(text: str) -> float:

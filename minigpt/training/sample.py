@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from minigpt.hub.context import Context
 from minigpt.hub.trained import encode_prompt
 from minigpt.training.vocabulary import untrained_ids
 
@@ -19,7 +20,7 @@ def write_sample(
     Args:
         model: A causal language model; it is left in the mode it was in.
         tokenizer: Its tokenizer.
-        length: Tokens to write; fewer where a model cannot go on beyond its block, as MiniGPT can.
+        length: Tokens to write; fewer where a model has no context for so many, as every MiniGPT has.
         seed: Which sample; the same seed and the same model write the same text.
         has_documents: Sample from EOS on, and continue with the next document where one ends.
 
@@ -28,8 +29,7 @@ def write_sample(
     """
     start = encode_prompt(tokenizer, "", model.generation_config if has_documents else None)  # (1, 1)
     start = start.to(model.device)
-    if not hasattr(model.config, "rolls_past_block"):
-        length = min(length, getattr(model.config, "max_position_embeddings", length + 1) - start.shape[1])
+    length = Context.of(model).fit(start.shape[1], length)
     untrained = untrained_ids(tokenizer, has_documents=has_documents)
     special = {"suppress_tokens": untrained or None, "pad_token_id": tokenizer.pad_token_id}
     if has_documents:

@@ -183,7 +183,7 @@ def test_a_prompt_longer_than_the_block_is_cropped_and_said_once(
 ) -> None:
     assert main(["generate", str(trained), "--prompt", TEXT[:40], "--max_new_tokens", "5"]) == 0
     output = capsys.readouterr()
-    assert output.err == "The prompt has 40 tokens: the model goes on from the last 16.\n"
+    assert output.err == "The prompt has 40 tokens: the model continues from the last 16.\n"
     assert output.out.startswith(TEXT[:40])
 
 

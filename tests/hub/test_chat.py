@@ -375,7 +375,7 @@ def test_past_the_block_the_text_goes_on_from_the_last_block(talk: Talk) -> None
     tokenizer = instructed(None)
     model = build(tokenizer, max_position_embeddings=8)
     printed, said = talk(model, tokenizer, "hello there", "and so", min_new_tokens=12)
-    assert said == f"{NO_TEMPLATE}The text has outgrown the block: the model goes on from the last 8 tokens.\n"
+    assert said == f"{NO_TEMPLATE}The text has outgrown the block: the model continues from the last 8 tokens.\n"
     ids = tokenizer("hello there\n")["input_ids"]
     written = []
     for line in ("and so", None):

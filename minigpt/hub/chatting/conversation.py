@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minigpt.errors import UsageError
 from minigpt.hub.chatting.streaming import TokenStreamer
+from minigpt.hub.context import DEFAULT_NEW_TOKENS, Context, generation_errors
 from minigpt.hub.trained import encode_prompt
 
 Message = dict[str, str]
@@ -93,11 +94,11 @@ class Conversation:
 
     def _fit(self, turns: list[Message]) -> tuple[list[Message], torch.Tensor]:
         """The turns that are shown to the model, and their ids (1, seq)."""
-        input_ids, block = self._encode(turns), _block_of(self.model)
-        if block is None:
+        input_ids, context = self._encode(turns), Context.of(self.model)
+        if (block := context.length) is None:
             return turns, input_ids
-        new_tokens = self.sampling.get("max_new_tokens") or self.model.generation_config.max_new_tokens or block
-        while len(turns) > 1 and input_ids.shape[1] > block - min(new_tokens, block // 2):
+        shown = context.shown(_wanted(self.model, self.sampling))
+        while len(turns) > 1 and input_ids.shape[1] > shown:
             if not self.is_cut:
                 self.is_cut = True
                 _say(f"The conversation has outgrown the block of {block} tokens: its oldest turns are left out.")
@@ -160,11 +161,14 @@ class Continuation:
             UnknownCharacterError: A character vocabulary lacks one of the line's characters.
         """
         ids = self.ids if self.ids and not line else self.ids + self._encode(line)
-        block = _block_of(self.model)
-        if block is not None and len(ids) > block and not self.is_cut:
+        context = Context.of(self.model)
+        # A MiniGPT crops its context by itself.
+        most = context.length if context.crops else context.shown(_wanted(self.model, self.sampling))
+        if most is not None and len(ids) > most and not self.is_cut:
             self.is_cut = True
-            _say(f"The text has outgrown the block: the model goes on from the last {block} tokens.")
-        said = _speak(self.model, self.tokenizer, torch.tensor([ids]), self.sampling)
+            _say(f"The text has outgrown the block: the model continues from the last {most} tokens.")
+        shown = ids if context.crops or most is None else ids[-most:]
+        said = _speak(self.model, self.tokenizer, torch.tensor([shown]), self.sampling)
         self.ids = ids + said.tokens
         self.is_inside_line = not said.text.endswith("\n")
 
@@ -182,6 +186,8 @@ class Continuation:
         self.ids, self.is_inside_line, self.is_cut = [], False, False
 
     def _encode(self, line: str) -> list[int]:
+        if not line and not self.ids:
+            return list(encode_prompt(self.tokenizer, "", self.model.generation_config)[0].tolist())
         encode_prompt(self.tokenizer, line)  # alone, so that a refusal counts positions from the line's start
         text = f"\n{line}\n" if self.is_inside_line else f"{line}\n"
         if hasattr(self.tokenizer, "encode_array") and "\n" not in self.tokenizer.get_vocab():
@@ -220,20 +226,24 @@ def _speak(
 ) -> _Answer:
     """Prints what follows on ids (1, seq), until its end or Ctrl-C."""
     input_ids, answer = input_ids.to(model.device), _Answer(tokenizer, opening)
+    new_tokens = Context.of(model).fit(input_ids.shape[1], _wanted(model, sampling))
     try:
-        # The tokenizer is for stop strings, should the generation config have any.
-        model.generate(
-            input_ids, attention_mask=torch.ones_like(input_ids), streamer=answer, tokenizer=tokenizer, **sampling
-        )
+        with generation_errors(model):
+            model.generate(
+                input_ids,
+                attention_mask=torch.ones_like(input_ids),
+                streamer=answer,
+                tokenizer=tokenizer,  # for stop strings, should the generation config have any
+                **{**sampling, "max_new_tokens": new_tokens},
+            )
     except KeyboardInterrupt:
         answer.end()
     return answer
 
 
-def _block_of(model: PreTrainedModel) -> int | None:
-    """How many tokens the model sees at once; None if it goes on past its block by itself."""
-    rolls = getattr(model.config, "rolls_past_block", True)
-    return None if rolls else model.config.max_position_embeddings
+def _wanted(model: PreTrainedModel, sampling: dict[str, Any]) -> int:
+    """Return the number of tokens that an answer has at most."""
+    return int(sampling.get("max_new_tokens") or model.generation_config.max_new_tokens or DEFAULT_NEW_TOKENS)
 
 
 def _messages(turns: list[Message], system: str) -> list[Message]:
