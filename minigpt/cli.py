@@ -11,6 +11,8 @@ from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any, NoReturn
 
+from minigpt.training.option_names import refuse_option, refuse_unknown
+
 # Nothing heavy is imported before a command needs it: the help is instant.
 
 _SEPARATOR = "-" * 15  # between texts of several lines, as nanoGPT's
@@ -124,6 +126,9 @@ def _read_prompt(name: str) -> str:
     """Read a prompt as it is, line ends included and a byte order mark apart."""
     from minigpt.errors import UsageError
 
+    # A caller of main() may have put a text in the place of standard input, with nothing to decode.
+    if name == "-" and not hasattr(sys.stdin, "buffer"):
+        return sys.stdin.read()
     data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
     try:
         return data.decode("utf-8-sig")
@@ -398,7 +403,12 @@ class _Parser(argparse.ArgumentParser):
     """Takes hyphens in an option's name for underscores, and says what is wrong in one line."""
 
     def parse_args(self, argv: Sequence[str]) -> argparse.Namespace:  # type: ignore[override]
-        return super().parse_args([_underscored(argument) for argument in argv])
+        arguments = [_underscored(argument) for argument in argv]
+        refuse_unknown(self, arguments)
+        given, unknown = self.parse_known_args(arguments)
+        if unknown:
+            refuse_option(self, unknown[0])
+        return given
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")

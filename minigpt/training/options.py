@@ -4,7 +4,6 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from difflib import get_close_matches
 from typing import Any, NoReturn, get_args, get_type_hints
 
 from transformers import HfArgumentParser, TrainingArguments
@@ -12,6 +11,7 @@ from transformers.hf_argparser import string_to_bool
 
 from minigpt.training.arguments import MiniGPTTrainingArguments
 from minigpt.training.corpus import SplitSettings
+from minigpt.training.option_names import refuse_option, refuse_unknown
 from minigpt.training.reading import RULES, ReadSettings
 
 # What a learner changes first, and what is said about it where the Trainer's own words are too many; the others are
@@ -146,12 +146,13 @@ def parse_options(
         SystemExit: 0 after help was printed; 2 if something was asked wrongly, which stands on stderr in one sentence.
     """
     parser = build(False)
+    refuse_unknown(parser, sys.argv[1:] if argv is None else argv)
     given, unknown = parser.parse_known_args(argv)
     if getattr(given, "help_all", False):
         build(True).print_help()
         raise SystemExit(0)
     if unknown:
-        _refuse(parser, unknown[0])
+        refuse_option(parser, unknown[0])
     return parser, given
 
 
@@ -192,12 +193,3 @@ def _tidy(action: argparse.Action, shown: bool, said: Mapping[str, str]) -> None
 
 def _is_on(name: str) -> bool:
     return MiniGPTTrainingArguments.__dataclass_fields__[name].default is True
-
-
-def _refuse(parser: argparse.ArgumentParser, unknown: str) -> NoReturn:
-    option = unknown.partition("=")[0]
-    if not option.startswith("--"):
-        parser.error(f"{unknown!r} belongs to no option.")
-    known = [known for action in parser._actions for known in action.option_strings]
-    nearest = get_close_matches(option, known, n=1, cutoff=0.6)
-    parser.error(f"there is no option {option}; {f'did you mean {nearest[0]}?' if nearest else 'see --help_all.'}")
