@@ -1,10 +1,10 @@
 """Names of the files in a model's folder: what is published, and what `--overwrite` replaces."""
 
 import fnmatch
-import re
 from pathlib import Path
 
 from minigpt.hub.adapters import BASE_HASH, CONFIG, WEIGHTS
+from minigpt.hub.unfinished import CHECKPOINT
 from minigpt.modeling_minigpt import configuration_minigpt
 
 CARD = "README.md"
@@ -26,7 +26,6 @@ OUR_CODE = frozenset(
 # The folder in a run's folder in which files wait until all of them are written. Nothing in transformers takes it for
 # a checkpoint, and the Hub's clients upload no name that begins with an underscore.
 UNFINISHED = "_unfinished"
-CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 # Exact where a person may have put a file of their own.
 _WRITTEN = (

@@ -17,6 +17,7 @@ import minigpt
 from minigpt.errors import UsageError
 from minigpt.hub.json_files import AS_SAVED
 from minigpt.hub.opening import check_name, opening
+from minigpt.hub.unfinished import refuse_unfinished
 from minigpt.hub.weights import load_whole
 
 _OURS = ("minigpt", "minigpt_bigram")
@@ -101,6 +102,7 @@ def open_trained(
 def _open_whole(
     source: str | Path, *, local_files_only: bool, **loading: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    refuse_unfinished(Path(source))
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
         raise OSError(f"the folder {source} holds no model: it has no config.json.")
     with opening(source, loading.get("revision")):

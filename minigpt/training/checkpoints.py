@@ -13,9 +13,10 @@ from transformers.trainer_pt_utils import safe_globals
 from minigpt.errors import UsageError
 from minigpt.hub.adapters import CONFIG as ADAPTER_CONFIG
 from minigpt.hub.adapters import WEIGHTS as ADAPTER_WEIGHTS
-from minigpt.hub.file_names import CHECKPOINT, UNFINISHED
+from minigpt.hub.file_names import UNFINISHED
 from minigpt.hub.json_files import AS_SAVED, kind_of, parse_json, read_object
 from minigpt.hub.saved_json import check_json
+from minigpt.hub.unfinished import CHECKPOINT
 from minigpt.training.checksums import CHECKSUMS, changed_file
 
 logger = logging.getLogger(__name__)

@@ -209,9 +209,10 @@ def get_preset(name: str) -> Preset:
     """Returns the preset of that name.
 
     Raises:
-        ValueError: There is none; the message names the nearest and lists them all.
+        ValueError: There is none; the message names one like it and lists them all.
     """
     if name in PRESETS:
         return PRESETS[name]
-    nearest = get_close_matches(name, PRESETS, n=1, cutoff=0.0)[0]
-    raise ValueError(f"there is no preset {name!r}; did you mean {nearest!r}? There are {', '.join(PRESETS)}.")
+    nearest = get_close_matches(name, PRESETS, n=1)
+    question = f"did you mean {nearest[0]!r}? There are" if nearest else "there are"
+    raise ValueError(f"there is no preset {name!r}; {question} {', '.join(PRESETS)}.")

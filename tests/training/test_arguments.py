@@ -92,6 +92,7 @@ def test_help_is_short_shows_an_example_and_leads_to_all_options(capsys):
         (["--n_layers", "3"], "there is no option --n_layers; did you mean --n_layer?"),
         (["--max_step=3"], "there is no option --max_step; did you mean --max_steps?"),
         (["--preset", "nanoo"], "there is no preset 'nanoo'; did you mean 'nano'?"),
+        (["--preset", "large"], "there is no preset 'large'; there are bigram, seed, nano-cpu, nano, chat."),
         (["--n_head", "3"], "hidden_size (64) must be a multiple of num_attention_heads (3); change either."),
         (["--n_layer", "-1"], "num_hidden_layers must be at least 1, got -1."),
         (["--block_size", "0"], "max_position_embeddings must be at least 1, got 0."),

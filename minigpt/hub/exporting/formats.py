@@ -14,6 +14,7 @@ from minigpt.hub.json_files import read_object, understanding
 from minigpt.hub.loading_bars import no_progress_bars
 from minigpt.hub.stock.conversion import ARCHITECTURES, refuse_what_is_no_minigpt, save_stock, to_stock
 from minigpt.hub.trained import hub_has, open_trained
+from minigpt.hub.unfinished import refuse_unfinished
 
 # What has no stock architecture's limits: a bigram becomes a graph as well.
 GRAPHS = ("torch", "onnx")
@@ -84,6 +85,7 @@ def _default_output(source: str | Path, to: str) -> Path:
 
 
 def _refuse_what_is_no_adapter(source: str | Path) -> None:
+    refuse_unfinished(Path(source))
     if not is_adapter(source, local_files_only=Path(source).is_dir() or not hub_has(str(source))):
         raise UsageError(f"{source} is no adapter, and there is nothing to merge; use it as it is.")
 

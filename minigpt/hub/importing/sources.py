@@ -31,6 +31,7 @@ from minigpt.hub.importing.vocabularies import Vocabulary, find_tokenizer, fit_t
 from minigpt.hub.opening import opening
 from minigpt.hub.stock.conversion import import_stock
 from minigpt.hub.trained import hub_has, limit_to_block, open_trained
+from minigpt.hub.unfinished import refuse_unfinished
 from minigpt.hub.weights import refuse_not_finite
 from minigpt.modeling_minigpt.configuration_bigram import BigramConfig
 from minigpt.modeling_minigpt.configuration_minigpt import MiniGPTConfig
@@ -121,6 +122,7 @@ def _weights_file(path: Path, source: str) -> Path | None:
             return None
         if (path / CHECKPOINT).is_file():
             return path / CHECKPOINT
+        refuse_unfinished(path)
         raise UsageError(f"the folder {source} holds neither a {CHECKPOINT} nor a config.json; name the file itself.")
     if path.suffix in _SUFFIXES or path.is_absolute() or len(path.parts) > 2:
         raise UsageError(f"there is no file {source}; check the name.")

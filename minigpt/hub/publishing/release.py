@@ -22,6 +22,7 @@ from minigpt.hub.opening import opening
 from minigpt.hub.publishing.saved_folder import SavedFolder, read_saved_folder
 from minigpt.hub.run_lock import LOCK, refuse_running
 from minigpt.hub.trained import check_vocabulary, load_tokenizer
+from minigpt.hub.unfinished import refuse_unfinished
 from minigpt.hub.weights import load_whole
 
 _WORDS = (*RUN, "LICENSE", "LICENSE.*", "NOTICE", "NOTICE.*")
@@ -75,11 +76,7 @@ def prepare_release(folder: Path, staging: Path, base: Base | None = None) -> Re
     if not folder.is_dir():
         raise UsageError(f"there is no folder {folder}; name one that `minigpt train` or save_pretrained wrote.")
     refuse_running(folder, "push one of its checkpoints, or wait until it ends")
-    is_unfinished = not (folder / "config.json").is_file() and not (folder / CONFIG).is_file()
-    if is_unfinished and (checkpoints := sorted(folder.glob("checkpoint-*"), key=_step)):
-        raise UsageError(
-            f"the run in {folder} is not finished; go on with it (--resume_from_checkpoint), or push {checkpoints[-1]}."
-        )
+    refuse_unfinished(folder)
     saved = read_saved_folder(folder, base)
     if base is not None:
         _check_base(saved, base)
@@ -143,11 +140,6 @@ def _own_file(folder: Path, name: str) -> Path:
 def _is_published(name: str, saved: SavedFolder) -> bool:
     # Beside a whole model, an adapter's files would be taken for one that it is to be opened with.
     return matches(name, _PUBLISHED if saved.adapter is None else _PUBLISHED_ADAPTER)
-
-
-def _step(checkpoint: Path) -> int:
-    step = checkpoint.name.rpartition("-")[2]
-    return int(step) if step.isdecimal() else -1
 
 
 def _check_base(saved: SavedFolder, base: Base) -> None:
