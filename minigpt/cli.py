@@ -11,8 +11,6 @@ from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any, NoReturn
 
-from minigpt.training.option_names import refuse_option, refuse_unknown
-
 # Nothing heavy is imported before a command needs it: the help is instant.
 
 _SEPARATOR = "-" * 15  # between texts of several lines, as nanoGPT's
@@ -403,6 +401,8 @@ class _Parser(argparse.ArgumentParser):
     """Takes hyphens in an option's name for underscores, and says what is wrong in one line."""
 
     def parse_args(self, argv: Sequence[str]) -> argparse.Namespace:  # type: ignore[override]
+        from minigpt.training.option_names import refuse_option, refuse_unknown
+
         arguments = [_underscored(argument) for argument in argv]
         refuse_unknown(self, arguments)
         given, unknown = self.parse_known_args(arguments)
