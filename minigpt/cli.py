@@ -169,6 +169,9 @@ def evaluate(argv: Sequence[str]) -> None:
         default=None,
         help="which part of the text (default: validation of the text that the run was trained on, all of any other)",
     )
+    reading = parser.add_argument_group("how the text is read (default: as the run read its own)")
+    reading.add_argument("--text_column", default=None, metavar="NAME", help="column of the text in rows")
+    reading.add_argument("--encoding", default=None, metavar="NAME", help="encoding of the files, such as cp1252")
     parser.add_argument("--device", default=None, help="cuda, mps or cpu (default: the best there is)")
     arguments = parser.parse_args(argv)
     with _calm():
@@ -178,12 +181,14 @@ def evaluate(argv: Sequence[str]) -> None:
 def _evaluate(arguments: argparse.Namespace) -> None:
     from minigpt.hub.trained import default_block_size, open_trained
     from minigpt.training.evaluation import validation_loss
+    from minigpt.training.reading import ReadSettings
     from minigpt.training.scored_text import text_to_score
     from minigpt.training.stream import TokenStream
     from minigpt.training.tokens import characters_per_token, tokenize_corpus
 
+    reading = ReadSettings(text_column=arguments.text_column, encoding=arguments.encoding)
     model, tokenizer = open_trained(arguments.model, arguments.device)
-    corpus, part = text_to_score(arguments.model, arguments.data, arguments.split)
+    corpus, part = text_to_score(arguments.model, arguments.data, arguments.split, reading)
     if corpus.notice:
         print(corpus.notice, file=sys.stderr)
     split = tokenize_corpus(corpus, tokenizer)["train" if part == "all" else part]

@@ -113,8 +113,8 @@ def build_parser(show_all: bool = False) -> argparse.ArgumentParser:
         "--data",
         nargs="+",
         metavar="TEXT",
-        help="text, JSONL, CSV or Parquet files, a pattern such as 'src/**/*.py', a folder, a Hub dataset, "
-        "tiny_shakespeare or plays "
+        help="files of text or rows (JSONL, CSV, Parquet), a pattern such as '*.py', a folder, a Hub dataset, - for "
+        "standard input, tiny_shakespeare or plays "
         "(default: input.txt of this folder, else Tiny Shakespeare)",
     )
     add_split_options(parser, show_all=show_all)

@@ -15,6 +15,7 @@ from minigpt.tokenization.tokenization_minigpt import END_OF_TEXT
 from minigpt.training.documents import Documents, lines_of, separated
 from minigpt.training.reading import RULES, DocumentRule, ReadSettings
 from minigpt.training.rows import ROW_SUFFIXES, as_lines, has_rows, open_hub_rows, open_rows
+from minigpt.training.streams import spool_streams
 from minigpt.training.text_files import SUFFIXES, CorpusError, find_files, open_files
 from minigpt.training.tiny_shakespeare import HUB_DATASET, VARIABLE, OutOfReachError, tiny_shakespeare
 
@@ -144,7 +145,8 @@ def load_text(
 ) -> Corpus:
     """Finds a text, reads it through once, and returns it as a corpus.
 
-    Text is taken exactly as it is, line ends included; only a UTF-8 byte order mark at a file's beginning is dropped.
+    Unless `reading` says otherwise, text is taken exactly as it is, line ends included; only a byte order mark at a
+    file's beginning is dropped.
 
     Args:
         source: One of
@@ -156,6 +158,8 @@ def load_text(
               joined in order, with a newline after one that does not end in one;
             - a file of rows (`.jsonl`, `.json`, `.csv`, `.tsv` or `.parquet`) in any of these places, or a folder that
               `save_to_disk` of `datasets` wrote: every row is on a line of its own;
+            - `"-"`, `/dev/stdin` or a pipe: read to its end once and kept in a temporary file while the process lasts,
+              as JSON Lines if a `text_column` is set;
             - a dataset of the Hub, as `"owner/name"`: all its splits, train first, then validation and test, and every
               row on a line of its own.
         split: Settings of the validation split; by default the last tenth of the characters.
@@ -185,9 +189,10 @@ def load_text(
                 "copy, or train on 'plays', the bundled text."
             ) from error
     if isinstance(source, str) and _names_hub_dataset(source):
-        rows = open_hub_rows(source, reading.text_column, subset)
+        rows = open_hub_rows(source, reading, subset)
         return _corpus(source, lambda: as_lines(rows()), split, reading, rows=rows)
-    return _files([source] if isinstance(source, str | os.PathLike) else source, split, reading)
+    sources = [source] if isinstance(source, str | os.PathLike) else source
+    return _files(spool_streams(sources, as_rows=reading.text_column is not None), split, reading)
 
 
 def refuse_single_document(corpus: Corpus) -> None:
@@ -296,7 +301,8 @@ def _corpus(
     """
     if reading.text_column and not rows and not any(map(has_rows, files)):
         raise CorpusError(f"{name} has no columns, so none is called {reading.text_column!r}; leave text_column out.")
-    held_back = [file for source in split.validation_file for file in find_files(source).train] or validation
+    sources = spool_streams(split.validation_file, as_rows=reading.text_column is not None)
+    held_back = [file for source in sources for file in find_files(source).train] or validation
     if held_back and split != SplitSettings(split.validation_file):
         raise CorpusError(
             f"{name} comes with a validation split ({held_back[0].name}); leave validation_fraction and split_by out."
@@ -381,7 +387,7 @@ def _units_of_files(files: Sequence[Path], reading: ReadSettings) -> Iterator[st
         for file in files:
             if not has_rows(file):
                 _refuse_rows(str(file))
-        readers = [open_rows(file, reading.text_column) for file in files]
+        readers = [open_rows(file, reading) for file in files]
         return chain.from_iterable(read() for read in readers)
     return chain.from_iterable(_units(reading.documents, open_files([file], reading)()) for file in files)
 

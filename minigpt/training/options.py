@@ -102,6 +102,7 @@ def add_reading_options(parser: argparse.ArgumentParser, *, show_all: bool) -> N
             "choices": RULES,
             "help": "end each of these with the EOS token, and part the text between them, shuffled",
         },
+        "encoding": {"metavar": "NAME", "help": "encoding of the files, such as cp1252 or utf-16 (default: utf-8)"},
     }
     for name, settings in options.items():
         if not show_all:

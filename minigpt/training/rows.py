@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt.errors import CorpusError
+from minigpt.training.foreign_files import refuse_foreign
+from minigpt.training.reading import ReadSettings
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -43,27 +45,31 @@ def has_rows(path: Path) -> bool:
     return path.suffix.lower() in ROW_SUFFIXES or is_saved_dataset(path)
 
 
-def open_rows(path: Path, column: str | None = None, encoding: str = "utf-8") -> Callable[[], Iterator[str]]:
+def open_rows(path: Path, reading: ReadSettings | None = None) -> Callable[[], Iterator[str]]:
     """Open a file or a saved dataset, and return a function that reads the text of its rows from the start.
 
     Each text is returned exactly as it is. Rows without text (null) are skipped.
 
     Args:
         path: A path for which `has_rows` is True.
-        column: Column of the text; by default `text`, or the only column of strings.
-        encoding: Encoding of the file; Parquet files and saved datasets know their own.
+        reading: Settings that decide how the text is read. Parquet files and saved datasets know their encoding.
 
     Raises:
         CorpusError: The file is damaged, or it has no such column, or more than one that it could be.
     """
     if path.is_file() and not path.stat().st_size:
         return lambda: iter(())
-    dataset = _load(path, column, encoding)
-    chosen = _text_column(str(path), dataset, column)
+    reading = reading or ReadSettings()
+    if path.is_file() and path.suffix.lower() != ".parquet":
+        refuse_foreign(path, reading.codec)
+    dataset = _load(path, reading.text_column, reading.codec)
+    chosen = _text_column(str(path), dataset, reading.text_column)
     return lambda: _rows(str(path), dataset, chosen)
 
 
-def open_hub_rows(name: str, column: str | None = None, subset: str | None = None) -> Callable[[], Iterator[str]]:
+def open_hub_rows(
+    name: str, reading: ReadSettings | None = None, subset: str | None = None
+) -> Callable[[], Iterator[str]]:
     """Download a dataset (once: `datasets` keeps it), and return a function that reads the text of its rows.
 
     Every split is read, train first, then validation and test: the Hub's held-out text stays at the end, where our own
@@ -71,7 +77,7 @@ def open_hub_rows(name: str, column: str | None = None, subset: str | None = Non
 
     Args:
         name: The dataset's id, `owner/name`.
-        column: Column of the text; by default `text`, or the only column of strings.
+        reading: Settings that decide how the text is read.
         subset: Configuration of the dataset, where it has several.
 
     Raises:
@@ -79,6 +85,7 @@ def open_hub_rows(name: str, column: str | None = None, subset: str | None = Non
     """
     import datasets
 
+    column = (reading or ReadSettings()).text_column
     try:
         splits = datasets.load_dataset(name, subset)
     except Exception as error:  # the network, a missing repository, a script, several configurations, a broken file

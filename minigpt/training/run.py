@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from minigpt.training.output_folder import check_folder, check_room, check_same_
 from minigpt.training.preparation import build_arguments, check_push
 from minigpt.training.presets import MODEL_CLASSES, Preset, get_preset
 from minigpt.training.reading import ReadSettings
+from minigpt.training.recorded_text import recorded_reading
 from minigpt.training.report import hardware
 from minigpt.training.segments import training_segments
 from minigpt.training.tokens import characters_per_token, tokenize_corpus
@@ -63,7 +65,7 @@ def train(
         preset: Name of a preset.
         data: What `load_text` takes; by default what it finds.
         split: Settings of the validation split; by default the last tenth of the text.
-        reading: Settings that decide how the text is read.
+        reading: Settings that decide how the text is read; a resumed run remembers its own.
         device: `cpu`, `cuda` or `mps`; by default the best there is.
         overwrite: Whether a run that the output folder already holds is replaced; other files stay.
         vocabulary: What the tokens are; by default the text's characters.
@@ -115,6 +117,7 @@ def _train(
     resuming = bool(args.resume_from_checkpoint)
     checkpoint = find_checkpoint(folder, args.resume_from_checkpoint) if resuming else None
 
+    reading = (reading or ReadSettings()).over(recorded_reading(checkpoint) if checkpoint else ReadSettings())
     corpus = load_text(data, split=split, reading=reading)
     refuse_single_document(corpus)
     if corpus.notice and is_main:
@@ -138,6 +141,7 @@ def _train(
         characters_per_token=characters_per_token(corpus, tokens["validation"]),
         has_documents=corpus.documents is not None,
         text_sha256=corpus.split_sha256,
+        settings={"reading": asdict(corpus.reading)},
         processing_class=tokenizer,
     )
     if is_main:

@@ -11,11 +11,13 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from minigpt.errors import CorpusError as CorpusError
+from minigpt.training.foreign_files import refuse_foreign
 from minigpt.training.reading import ReadSettings
 from minigpt.training.rows import ROW_SUFFIXES, as_lines, has_rows, is_saved_dataset, open_rows, saved_splits
 
 SUFFIXES = (".txt", ".md")
 CHUNK_BYTES = 2**20
+_ENCODING = "name its encoding with --encoding, such as cp1252 or latin-1, or save it as UTF-8"
 # Files of rows that a folder is searched for; a JSON file of a folder may be anything.
 _FOUND_ROWS = tuple(suffix for suffix in ROW_SUFFIXES if suffix != ".json")
 # What the file of each split is called, without its ending.
@@ -148,9 +150,9 @@ def open_files(paths: Iterable[Path], reading: ReadSettings | None = None) -> Ca
 
 def _open_file(path: Path, reading: ReadSettings) -> Callable[[], Iterator[str]]:
     if has_rows(path):
-        rows = open_rows(path, reading.text_column)
+        rows = open_rows(path, reading)
         return lambda: as_lines(rows())
-    return lambda: _read_file(path)
+    return lambda: _read_file(path, reading.codec)
 
 
 def _joined(readers: Iterable[Callable[[], Iterator[str]]]) -> Iterator[str]:
@@ -163,19 +165,17 @@ def _joined(readers: Iterable[Callable[[], Iterator[str]]]) -> Iterator[str]:
             ended = text.endswith("\n")
 
 
-def _read_file(path: Path) -> Iterator[str]:
+def _read_file(path: Path, codec: str = "utf-8") -> Iterator[str]:
     """Yields the file's text, line ends as they are, in pieces that are never empty, without its byte order mark."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
+    decoder = codecs.getincrementaldecoder(codec)()
     offset = 0
+    started = False
+    refuse_foreign(path, codec)
     try:
         with path.open("rb") as file:
             while True:
                 data = file.read(CHUNK_BYTES)
-                if offset == 0 and data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                    raise CorpusError(
-                        f"{path} is not UTF-8 but UTF-16 (its byte order mark says so); save it as UTF-8."
-                    )
-                if (nul := data.find(0)) >= 0:
+                if codec == "utf-8" and (nul := data.find(0)) >= 0:
                     raise CorpusError(f"{path} is a binary file (NUL byte at offset {offset + nul}); give a text file.")
                 try:
                     text = decoder.decode(data, final=not data)
@@ -183,11 +183,15 @@ def _read_file(path: Path) -> Iterator[str]:
                     # What the decoder saw begins with bytes that it had kept from the chunk before.
                     position = offset + len(data) - len(error.object) + error.start
                     raise CorpusError(
-                        f"{path} is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {position} "
-                        f"({error.reason}); save it as UTF-8."
+                        f"{path} is not {codec.upper()}: byte 0x{error.object[error.start]:02x} at offset {position} "
+                        f"({error.reason}); {_ENCODING}."
                     ) from None
-                if offset == 0:
-                    text = text.removeprefix("\ufeff")
+                except UnicodeError as error:  # UTF-16 and UTF-32 without a byte order mark
+                    raise CorpusError(f"{path} is not {codec.upper()} ({error}); {_ENCODING}.") from None
+                if "\0" in text:
+                    raise CorpusError(f"{path} has NUL characters in {codec.upper()}; {_ENCODING}.")
+                if text and not started:
+                    text, started = text.removeprefix("\ufeff"), True
                 if text:
                     yield text
                 if not data:

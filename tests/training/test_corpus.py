@@ -205,9 +205,9 @@ def test_a_choice_of_columns_is_refused_with_their_names(hub):
     hub["owner/name", None] = {"train": {"title": ["a"], "story": ["b"], "id": [0]}}
     with pytest.raises(CorpusError, match=r"text_column .*\(title, story; all columns: title, story, id \(int64\)\)"):
         load_text("owner/name")
-    assert load_text("owner/name", reading=ReadSettings("story")).text == "b\n"
+    assert load_text("owner/name", reading=ReadSettings(text_column="story")).text == "b\n"
     with pytest.raises(CorpusError, match="'id'"):
-        load_text("owner/name", reading=ReadSettings("id"))
+        load_text("owner/name", reading=ReadSettings(text_column="id"))
 
 
 def test_a_dataset_that_the_hub_does_not_give_is_refused_in_one_line(hub):

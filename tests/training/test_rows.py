@@ -112,18 +112,18 @@ def test_the_column_is_text_or_the_only_one_of_strings_or_named(kind):
     assert load_text(f"only.{kind}").text == "a\n"
     path = write(f"two.{kind}", ["007", "b"], "story").with_suffix(".parquet")
     write(path, ["007", "b"], "story", title=["c", "d"], id=[1, 2])
-    assert load_text(path, reading=ReadSettings("story")).text == "007\nb\n"
+    assert load_text(path, reading=ReadSettings(text_column="story")).text == "007\nb\n"
     with pytest.raises(CorpusError, match=r"--text_column \(story, title; all columns: story, title, id \(int64\)\)"):
         load_text(path)
     with pytest.raises(CorpusError, match=r"no text in a column 'id'"):
-        load_text(path, reading=ReadSettings("id"))
+        load_text(path, reading=ReadSettings(text_column="id"))
 
 
 def test_a_column_of_a_text_without_columns_is_refused():
     Path("a.txt").write_text("text", encoding="utf-8")
     for source in ("a.txt", "plays"):
         with pytest.raises(CorpusError, match=rf"{source} has no columns, so none is called 'story'"):
-            load_text(source, reading=ReadSettings("story"))
+            load_text(source, reading=ReadSettings(text_column="story"))
 
 
 @pytest.mark.parametrize(
@@ -165,3 +165,17 @@ def test_a_run_trains_on_the_column_that_is_named_and_is_scored_on_it(tmp_path, 
     report = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
     assert report["data"]["reading"]["text_column"] == "story"
     assert report["data"]["characters"] == 400
+
+
+def test_a_resumed_run_and_its_evaluation_remember_the_column(capsys):
+    path = write("rows.parquet", [f"{number:03}" for number in range(100)], "story", title=["no"] * 100)
+    command = ["train", "--data", str(path), "--output_dir", "run", *SMALL, *SHORT]
+    assert main([*command, "--text_column", "story", "--save_steps", "1", "--lr_scheduler_type", "constant"]) == 0
+    resumed = [*command, "--resume_from_checkpoint", "run/checkpoint-1", "--lr_scheduler_type", "constant"]
+    assert main(resumed) == 0
+    capsys.readouterr()
+    assert main(["eval", "run", "--data", str(path), "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.startswith("rows.parquet, validation split, 39 tokens")
+    Path("other.txt").write_text("000\n111\n" * 5, encoding="utf-8")
+    assert main(["eval", "run", "--data", "other.txt", "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.startswith("other.txt, all of it, 39 tokens")

@@ -131,8 +131,8 @@ def build_parser(show_all: bool = False) -> argparse.ArgumentParser:
         "--data",
         nargs="+",
         metavar="TEXT",
-        help="text, JSONL, CSV or Parquet files, a pattern such as 'src/**/*.py', a folder, a Hub dataset, "
-        "tiny_shakespeare or plays; with --sft a JSON, CSV or Parquet file, a Hub dataset or plays",
+        help="files of text or rows (JSONL, CSV, Parquet), a pattern such as '*.py', a folder, a Hub dataset, - for "
+        "standard input, tiny_shakespeare or plays; with --sft a JSON, CSV or Parquet file, a Hub dataset or plays",
     )
     add_split_options(parser, show_all=show_all)
     add_reading_options(parser, show_all=show_all)

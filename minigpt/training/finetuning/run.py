@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ from minigpt.training.output_folder import (
 from minigpt.training.preparation import build_arguments, check_push
 from minigpt.training.publishing import check_base_is_published
 from minigpt.training.reading import ReadSettings
+from minigpt.training.recorded_text import recorded_reading
 from minigpt.training.report import hardware
 from minigpt.training.segments import training_segments
 from minigpt.training.tokens import characters_per_token, tokenize_corpus
@@ -106,7 +108,7 @@ def finetune(
         model: A folder or a Hub id: a MiniGPT, or any other causal language model.
         data: What `load_text` takes; with `instruction`, what `load_conversations` takes.
         split: Settings of a text's validation split; by default its last tenth.
-        reading: Settings that decide how a text is read.
+        reading: Settings that decide how a text is read; by default, line ends and characters as the model's own text.
         device: `cpu`, `cuda` or `mps`; by default the best there is.
         overwrite: Whether a run that the output folder already holds is replaced; other files stay.
         extend_vocabulary: Whether characters that the vocabulary lacks are added to it; otherwise they are refused.
@@ -181,7 +183,7 @@ def _finetune(
     folder, is_main = Path(args.output_dir), args.process_index == 0
     resuming = bool(args.resume_from_checkpoint)
     checkpoint = find_checkpoint(folder, args.resume_from_checkpoint) if resuming else None
-    corpus = None if instruction else load_text(data, split=split, reading=reading)
+    corpus = None if instruction else load_text(data, split=split, reading=_reading(reading, model, checkpoint))
     if corpus:
         refuse_single_document(corpus)
     if corpus and corpus.notice and is_main:
@@ -245,7 +247,7 @@ def _finetune(
             block_size=block_size,
             has_documents=has_documents,
             text_sha256=corpus.split_sha256,
-            **shared,
+            **shared | {"settings": settings | {"reading": asdict(corpus.reading)}},
         )
         described = describe_text(corpus, trainer)
     else:
@@ -266,6 +268,13 @@ def _finetune(
     parts = {"peft": lora, "bitsandbytes": load_in, "trl": instruction}
     libraries = [library for library, part in parts.items() if part]
     return run_to_the_end(trainer, checkpoint, origin=origin, data=described, libraries=libraries)
+
+
+def _reading(reading: ReadSettings | None, model: str | Path, checkpoint: Path | None) -> ReadSettings:
+    """Return how the text is read: as asked, else as before, else as the base model needs it."""
+    return (reading or ReadSettings()).over(
+        recorded_reading(checkpoint) if checkpoint else recorded_reading(model).of_model
+    )
 
 
 def _arguments(
