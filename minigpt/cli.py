@@ -172,6 +172,8 @@ def evaluate(argv: Sequence[str]) -> None:
     reading = parser.add_argument_group("how the text is read (default: as the run read its own)")
     reading.add_argument("--text_column", default=None, metavar="NAME", help="column of the text in rows")
     reading.add_argument("--encoding", default=None, metavar="NAME", help="encoding of the files, such as cp1252")
+    reading.add_argument("--newlines", choices=("keep", "unix"), default=None, help="unix: every line end is \\n")
+    reading.add_argument("--normalize", choices=("nfc", "nfd", "none"), default=None, help="Unicode normal form")
     parser.add_argument("--device", default=None, help="cuda, mps or cpu (default: the best there is)")
     arguments = parser.parse_args(argv)
     with _calm():
@@ -186,7 +188,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from minigpt.training.stream import TokenStream
     from minigpt.training.tokens import characters_per_token, tokenize_corpus
 
-    reading = ReadSettings(text_column=arguments.text_column, encoding=arguments.encoding)
+    reading = ReadSettings(
+        text_column=arguments.text_column,
+        encoding=arguments.encoding,
+        newlines=arguments.newlines,
+        normalize=arguments.normalize,
+    )
     model, tokenizer = open_trained(arguments.model, arguments.device)
     corpus, part = text_to_score(arguments.model, arguments.data, arguments.split, reading)
     if corpus.notice:
@@ -252,6 +259,10 @@ def import_(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--meta", default=None, metavar="FILE", help="nanoGPT's meta.pkl: the characters of the ids")
     parser.add_argument("--text", default=None, metavar="FILE", help="or the text that gave the characters their ids")
+    parser.add_argument("--encoding", default=None, metavar="NAME", help="encoding of the text (default: utf-8)")
+    parser.add_argument(
+        "--normalize", choices=("nfc", "nfd", "none"), default=None, help="Unicode normal form to bring the text to"
+    )
     parser.add_argument("--tokenizer", default=None, metavar="DIR", help="or the tokenizer, a folder or Hub id")
     parser.add_argument(
         "--n_head", type=_positive, default=None, metavar="N", help="how many heads, for nanoGPT's weights alone"
@@ -275,6 +286,8 @@ def import_(argv: Sequence[str]) -> None:
             arguments.output,
             meta=arguments.meta,
             text=arguments.text,
+            encoding=arguments.encoding,
+            normalize=arguments.normalize,
             tokenizer=arguments.tokenizer,
             n_head=arguments.n_head,
             hidden_act=arguments.hidden_act,

@@ -10,6 +10,8 @@ _MARKS = {  # UTF-32 first: its little-endian mark begins with the one of UTF-16
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
+_FEWEST = 8
+_LETTERS = bytes([*b"\t\n\r", *range(0x20, 0x7F), *range(0xA0, 0x100)])
 _EXTRACT = "extract its text, for example with pdftotext"
 _UNPACK, _AS_TEXT, _A_TEXT = "unpack it", "save it as plain text", "give a text file"
 _KINDS = (
@@ -37,9 +39,9 @@ def name_encoding(head: bytes) -> str | None:
         if head.startswith(mark):
             return f"is not UTF-8 but {name} (its byte order mark says so); {_remedy(name.lower())}"
     # Every other byte of Latin letters is zero in UTF-16.
-    even, odd = head[::2].count(0), head[1::2].count(0)
-    if max(even, odd) > len(head) / 4 and min(even, odd) <= len(head) / 100:
-        return f"looks like UTF-16 without a byte order mark; {_remedy('utf-16-le' if odd > even else 'utf-16-be')}"
+    for name, letters, zeros in (("utf-16-le", head[::2], head[1::2]), ("utf-16-be", head[1::2], head[::2])):
+        if len(head) >= _FEWEST and zeros.count(0) > len(zeros) / 2 and not letters.translate(None, _LETTERS):
+            return f"looks like UTF-16 without a byte order mark; {_remedy(name)}"
     return None
 
 

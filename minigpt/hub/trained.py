@@ -19,6 +19,8 @@ from minigpt.hub.json_files import AS_SAVED
 from minigpt.hub.opening import check_name, opening
 from minigpt.hub.unfinished import refuse_unfinished
 from minigpt.hub.weights import load_whole
+from minigpt.tokenization.text_forms import convert, suggest_option
+from minigpt.tokenization.tokenization_minigpt import UnknownCharacterError
 
 _OURS = ("minigpt", "minigpt_bigram")
 # The flag under which transformers notes that it has warned of a long text (5.23).
@@ -205,7 +207,13 @@ def encode_prompt(
         ids = [start]
     elif encode_array is not None:
         has_newline = "\n" in tokenizer.get_vocab()
-        ids = encode_array(prompt or ("\n" if has_newline else ""), errors="strict").tolist()
+        try:
+            ids = encode_array(prompt or ("\n" if has_newline else ""), errors="strict").tolist()
+        except UnknownCharacterError as error:
+            known = set(tokenizer.get_vocab())
+            found = suggest_option(lambda newlines, form: {*convert(prompt, newlines, form)} - known)
+            remedy = found and f"write the prompt in the form that {found[0]} gives a text, {found[1]}"
+            raise UnknownCharacterError(error.first_positions, remedy) from None
     else:
         ids = tokenizer(prompt or "\n", add_special_tokens=False)["input_ids"]
     return torch.tensor([ids or [tokenizer.eos_token_id]], dtype=torch.long)  # (1, seq)

@@ -37,15 +37,17 @@ class UnknownCharacterError(ValueError):
     Args:
         first_positions: Each unknown character and where in the text it is first seen, in characters from 0. Whoever
             reads a text in chunks can raise again with the chunk's start added.
+        remedy: What to do, where more is known about the text.
     """
 
-    def __init__(self, first_positions: Mapping[str, int]) -> None:
-        super().__init__(first_positions)
+    def __init__(self, first_positions: Mapping[str, int], remedy: str | None = None) -> None:
+        super().__init__(first_positions, remedy)
         self.first_positions = first_positions
+        self.remedy = remedy or "take out what is missing, or train on text that has it"
 
     def __str__(self) -> str:
         named = (f"{_name(character)} first at position {at}" for character, at in self.first_positions.items())
-        return f"the vocabulary lacks {_shorten(named)}; take out what is missing, or train on text that has it"
+        return f"the vocabulary lacks {_shorten(named)}; {self.remedy}"
 
 
 class LongTextTokenizer(TokenizersBackend):

@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal, NoReturn
 
+from minigpt.tokenization.text_forms import Newlines, NormalForm, convert_pieces
 from minigpt.tokenization.tokenization_minigpt import END_OF_TEXT
 from minigpt.training.documents import Documents, lines_of, separated
 from minigpt.training.reading import RULES, DocumentRule, ReadSettings
@@ -106,10 +107,11 @@ class Corpus:
         """
         return _rechunked(self._read(), END_OF_TEXT if self.documents else None)
 
-    def characters(self) -> set[str]:
-        """Returns the different characters of the text, without those of the EOS token."""
+    def characters(self, newlines: Newlines = "keep", form: NormalForm = "none") -> set[str]:
+        """Returns the different characters of the text in a form, without those of the EOS token."""
         marker = END_OF_TEXT if self.documents else ""
-        return set().union(*(chunk.replace(marker, "") if marker else chunk for chunk in self.chunks()))
+        pieces = (chunk.replace(marker, "") if marker else chunk for chunk in self.chunks())
+        return set().union(*convert_pieces(pieces, newlines, form))
 
     def count_characters(self, split: Literal["train", "validation", "all"] = "all") -> int:
         """Returns the number of characters of a split, EOS tokens counted as one character each."""
@@ -179,7 +181,7 @@ def load_text(
     if source is None:
         return _default_corpus(split, reading)
     if source == "plays":
-        return _corpus("plays", _plays, split, reading)
+        return _plays(split, reading)
     if source in ("tiny_shakespeare", HUB_DATASET):
         try:
             return _tiny_shakespeare(split, reading)
@@ -226,7 +228,7 @@ def _default_corpus(split: SplitSettings, reading: ReadSettings) -> Corpus:
         return _noticed(_tiny_shakespeare(split, reading), "No text was named: using Tiny Shakespeare.")
     except OutOfReachError as error:
         return _noticed(
-            _corpus("plays", _plays, split, reading),
+            _plays(split, reading),
             f"No text was named and Tiny Shakespeare is out of reach ({error}): using the bundled plays.",
         )
 
@@ -238,11 +240,11 @@ def _noticed(corpus: Corpus, *notices: str | None) -> Corpus:
 
 def _tiny_shakespeare(split: SplitSettings, reading: ReadSettings) -> Corpus:
     text = tiny_shakespeare()
-    return _corpus("tiny_shakespeare", lambda: iter([text]), split, reading)
+    return _corpus("tiny_shakespeare", lambda: reading.convert([text]), split, reading)
 
 
-def _plays() -> Iterator[str]:
-    return open_files([PLAYS])()
+def _plays(split: SplitSettings, reading: ReadSettings) -> Corpus:
+    return _corpus("plays", open_files([PLAYS], reading), split, reading)
 
 
 def _files(sources: Sequence[str | os.PathLike[str]], split: SplitSettings, reading: ReadSettings) -> Corpus:
@@ -323,10 +325,11 @@ def _corpus(
     else:
         parts = [read]
     measure = _Measure(name, parts)
-    notice = (
+    markers = (
         f"{name} holds {END_OF_TEXT} {measure.num_markers:,} times, as {len(END_OF_TEXT)} ordinary characters each; "
         "--documents separator makes it the end of a document."
     )
+    returns = _notice_returns(name, measure, reading)
     return Corpus(
         name,
         measure.num_bytes,
@@ -334,8 +337,8 @@ def _corpus(
         measure.sha256,
         train_characters=measure.ends[0] if len(parts) > 1 else _position(measure.num_characters, split),
         split=split,
-        reading=reading,
-        notice=notice if measure.num_markers else None,
+        reading=replace(reading, newlines=reading.newlines or "keep"),
+        notice="\n".join(filter(None, (markers * (measure.num_markers > 0), returns))) or None,
         _read=lambda: chain.from_iterable(part() for part in parts),
     )
 
@@ -365,6 +368,7 @@ def _corpus_of_documents(
         f"{name}: {blank:,} blank {'document is' if blank == 1 else 'documents are'} left out." * (blank > 0),
         f"{name}: {END_OF_TEXT} is inside {divided:,} of its {reading.documents} and ends a document there too."
         * (divided > 0),
+        _notice_returns(name, measure, reading),
     ]
     return Corpus(
         name,
@@ -373,11 +377,21 @@ def _corpus_of_documents(
         measure.sha256,
         train_characters=measure.ends[0],
         split=split,
-        reading=reading,
+        reading=replace(reading, newlines=reading.newlines or "keep"),
         notice="\n".join(filter(None, notices)) or None,
         _read=lambda: chain.from_iterable(part() for part in parts),
         num_documents=number,
         train_documents=cut,
+    )
+
+
+def _notice_returns(name: str, measure: "_Measure", reading: ReadSettings) -> str:
+    """Returns a notice of carriage returns that nobody has asked to keep, else nothing."""
+    if reading.newlines is not None or not measure.num_returns:
+        return ""
+    return (
+        f"{name} holds carriage returns (\\r, as in the line ends of Windows) {measure.num_returns:,} times, which are "
+        "kept as characters; --newlines unix reads every line end as \\n."
     )
 
 
@@ -415,7 +429,7 @@ class _Measure:
 
     def __init__(self, name: str, parts: Iterable[Callable[[], Iterator[str]]]) -> None:
         digest = hashlib.sha256()
-        self.num_bytes = self.num_characters = self.num_markers = 0
+        self.num_bytes = self.num_characters = self.num_markers = self.num_returns = 0
         self.ends: list[int] = []
         before = ""
         for part in parts:
@@ -424,6 +438,7 @@ class _Measure:
                 digest.update(data)
                 self.num_bytes += len(data)
                 self.num_characters += len(chunk)
+                self.num_returns += chunk.count("\r")
                 self.num_markers += (before + chunk).count(END_OF_TEXT)
                 before = (before + chunk)[1 - len(END_OF_TEXT) :]
             self.ends.append(self.num_characters)

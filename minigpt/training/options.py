@@ -9,6 +9,7 @@ from typing import Any, NoReturn, get_args, get_type_hints
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import string_to_bool
 
+from minigpt.tokenization.text_forms import Newlines, NormalForm
 from minigpt.training.arguments import MiniGPTTrainingArguments
 from minigpt.training.corpus import SplitSettings
 from minigpt.training.option_names import refuse_option, refuse_unknown
@@ -103,6 +104,14 @@ def add_reading_options(parser: argparse.ArgumentParser, *, show_all: bool) -> N
             "help": "end each of these with the EOS token, and part the text between them, shuffled",
         },
         "encoding": {"metavar": "NAME", "help": "encoding of the files, such as cp1252 or utf-16 (default: utf-8)"},
+        "newlines": {
+            "choices": get_args(Newlines),
+            "help": "unix: read every line end, those of Windows too, as \\n (default: keep)",
+        },
+        "normalize": {
+            "choices": get_args(NormalForm),
+            "help": "bring the text to a Unicode normal form (default: none)",
+        },
     }
     for name, settings in options.items():
         if not show_all:

@@ -1,11 +1,12 @@
 """Settings that decide how a text is read."""
 
 import codecs
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Self, get_args
 
 from minigpt.errors import CorpusError
+from minigpt.tokenization.text_forms import Newlines, NormalForm, convert_pieces
 
 DocumentRule = Literal["lines", "rows", "files", "separator"]
 RULES: tuple[str, ...] = get_args(DocumentRule)
@@ -32,8 +33,8 @@ class ReadSettings:
     text_column: str | None = None
     documents: DocumentRule | None = None
     encoding: str | None = None
-    newlines: Literal["keep", "unix"] | None = None
-    normalize: Literal["nfc", "nfd", "none"] | None = None
+    newlines: Newlines | None = None
+    normalize: NormalForm | None = None
 
     def __post_init__(self) -> None:
         if self.documents not in (None, *RULES):
@@ -47,16 +48,21 @@ class ReadSettings:
                     f"there is no encoding {self.encoding!r}; use a name that Python knows, such as latin-1, cp1252 or "
                     "utf-16."
                 ) from None
-        if self.newlines not in (None, "keep", "unix"):
-            raise CorpusError(f"newlines is {self.newlines!r}; use 'keep' or 'unix'.")
-        if self.normalize not in (None, "nfc", "nfd", "none"):
-            raise CorpusError(f"normalize is {self.normalize!r}; use 'nfc', 'nfd' or 'none'.")
+        if self.newlines not in (None, *get_args(Newlines)):
+            raise CorpusError(f"newlines is {self.newlines!r}; use one of {', '.join(get_args(Newlines))}.")
+        if self.normalize not in (None, *get_args(NormalForm)):
+            raise CorpusError(f"normalize is {self.normalize!r}; use one of {', '.join(get_args(NormalForm))}.")
 
     @classmethod
     def recorded(cls, record: Any) -> Self:
         """Return the settings that a run recorded; the defaults if it recorded none."""
         known = record if isinstance(record, Mapping) else {}
         return cls(**{field.name: known[field.name] for field in fields(cls) if field.name in known})
+
+    def convert(self, pieces: Iterable[str]) -> Iterator[str]:
+        """Yield a text that comes in pieces, with its line ends and its normal form as set."""
+        newlines, form = self.newlines or "keep", self.normalize or "none"
+        return iter(pieces) if (newlines, form) == ("keep", "none") else convert_pieces(pieces, newlines, form)
 
     @property
     def codec(self) -> str:

@@ -48,7 +48,7 @@ def has_rows(path: Path) -> bool:
 def open_rows(path: Path, reading: ReadSettings | None = None) -> Callable[[], Iterator[str]]:
     """Open a file or a saved dataset, and return a function that reads the text of its rows from the start.
 
-    Each text is returned exactly as it is. Rows without text (null) are skipped.
+    Each text is returned as it is, unless `reading` says otherwise. Rows without text (null) are skipped.
 
     Args:
         path: A path for which `has_rows` is True.
@@ -64,7 +64,7 @@ def open_rows(path: Path, reading: ReadSettings | None = None) -> Callable[[], I
         refuse_foreign(path, reading.codec)
     dataset = _load(path, reading.text_column, reading.codec)
     chosen = _text_column(str(path), dataset, reading.text_column)
-    return lambda: _rows(str(path), dataset, chosen)
+    return lambda: _rows(str(path), dataset, chosen, reading)
 
 
 def open_hub_rows(
@@ -85,15 +85,15 @@ def open_hub_rows(
     """
     import datasets
 
-    column = (reading or ReadSettings()).text_column
+    reading = reading or ReadSettings()
     try:
         splits = datasets.load_dataset(name, subset)
     except Exception as error:  # the network, a missing repository, a script, several configurations, a broken file
         raise CorpusError(f"{name!r} is no file here and cannot be loaded from the Hub: {_reason(error)}") from error
     assert isinstance(splits, datasets.DatasetDict)
     ordered = sorted(splits, key=lambda split: SPLIT_ORDER.index(split) if split in SPLIT_ORDER else len(SPLIT_ORDER))
-    chosen = _text_column(name, splits[ordered[0]], column)
-    return lambda: (text for split in ordered for text in _rows(name, splits[split], chosen))
+    chosen = _text_column(name, splits[ordered[0]], reading.text_column)
+    return lambda: (text for split in ordered for text in _rows(name, splits[split], chosen, reading))
 
 
 def as_lines(rows: Iterable[str]) -> Iterator[str]:
@@ -182,10 +182,10 @@ def _text_column(name: str, dataset: "Dataset", column: str | None) -> str:
     return column
 
 
-def _rows(name: str, dataset: "Dataset", column: str) -> Iterator[str]:
+def _rows(name: str, dataset: "Dataset", column: str, reading: ReadSettings) -> Iterator[str]:
     try:
         for batch in dataset.select_columns([column]).with_format(None).iter(batch_size=ROWS_AT_ONCE):
-            yield from (text for text in batch[column] if text is not None)
+            yield from ("".join(reading.convert([text])) for text in batch[column] if text is not None)
     except UnicodeDecodeError as error:  # the JSON reader of pyarrow copies bytes without a look at them
         raise CorpusError(
             f"{name} has text that is not UTF-8 ({_reason(error)}); name the encoding with --encoding."

@@ -152,7 +152,7 @@ def _open_file(path: Path, reading: ReadSettings) -> Callable[[], Iterator[str]]
     if has_rows(path):
         rows = open_rows(path, reading)
         return lambda: as_lines(rows())
-    return lambda: _read_file(path, reading.codec)
+    return lambda: reading.convert(_read_file(path, reading.codec))
 
 
 def _joined(readers: Iterable[Callable[[], Iterator[str]]]) -> Iterator[str]:

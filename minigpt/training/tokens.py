@@ -13,6 +13,7 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
+from minigpt.tokenization.text_forms import suggest_option
 from minigpt.tokenization.tokenization_minigpt import END_OF_TEXT, MiniGPTTokenizer, UnknownCharacterError
 from minigpt.training.corpus import Corpus, CorpusError
 from minigpt.training.round_trip import describe_loss
@@ -136,7 +137,9 @@ def _encode_characters(
     except UnknownCharacterError as error:
         markers = {at: int(np.searchsorted(ends, at, side="right")) for at in error.first_positions.values()}
         places = {c: start + at + markers[at] * len(END_OF_TEXT) for c, at in error.first_positions.items()}
-        raise UnknownCharacterError(places) from None
+        known = tokenizer.stoi.keys()
+        found = suggest_option(lambda newlines, form: corpus.characters(newlines, form) - known)
+        raise UnknownCharacterError(places, found and f"add {found[0]}, {found[1]}") from None
     return np.insert(ids, ends, tokenizer.eos_token_id) if len(ends) else ids
 
 

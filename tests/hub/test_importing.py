@@ -258,7 +258,7 @@ def none_that_fits(tmp_path: Path) -> dict[str, Any]:
     [
         (wrong_size, r"meta\.pkl has 10 different characters and \S+ckpt\.pt 11 ids; give the one"),
         (wrong_text, r"input\.txt has 8 different characters and \S+ckpt\.pt 11 ids; give the one"),
-        (binary_text, r"input\.txt is not a text in UTF-8 \(.*\); save it as UTF-8"),
+        (binary_text, r"input\.txt is not a text in UTF-8 \(.*\); .*save it as UTF-8"),
         (small_tokenizer, r"the tokenizer has 11 tokens and \S+ckpt\.pt 12 ids; give the one"),
         (large_tokenizer, r"the tokenizer has 15 tokens and \S+ckpt\.pt 11 ids; give the one"),
         (no_tokenizer, r"given holds no tokenizer; give --tokenizer with the folder or Hub id of its own"),

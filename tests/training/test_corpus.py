@@ -29,7 +29,7 @@ def test_a_files_corpus_tells_its_name_size_hash_and_exact_text(tmp_path):
     text = MANY_BYTES * 3
     corpus = load_text(write(tmp_path / "mine.txt", text))
     assert corpus.text == text
-    assert (corpus.name, corpus.notice) == ("mine.txt", None)
+    assert corpus.name == "mine.txt"
     assert (corpus.num_characters, corpus.num_bytes) == (len(text), len(text.encode()))
     assert corpus.sha256 == hashlib.sha256((tmp_path / "mine.txt").read_bytes()).hexdigest()
 

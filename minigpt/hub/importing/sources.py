@@ -35,6 +35,7 @@ from minigpt.hub.unfinished import refuse_unfinished
 from minigpt.hub.weights import refuse_not_finite
 from minigpt.modeling_minigpt.configuration_bigram import BigramConfig
 from minigpt.modeling_minigpt.configuration_minigpt import MiniGPTConfig
+from minigpt.tokenization.text_forms import NormalForm
 
 CHECKPOINT = "ckpt.pt"
 _SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".tar", ".safetensors", ".pkl"}
@@ -47,6 +48,8 @@ def import_model(
     *,
     meta: str | Path | None = None,
     text: str | Path | None = None,
+    encoding: str | None = None,
+    normalize: NormalForm | None = None,
     tokenizer: str | Path | None = None,
     n_head: int | None = None,
     hidden_act: str | None = None,
@@ -62,7 +65,9 @@ def import_model(
             or safetensors wrote it; or a folder or Hub id of a stock transformers model.
         output: The folder to write; `runs/` and the source's name by default.
         meta: nanoGPT's `meta.pkl`, for what the ids stand for.
-        text: Or the text that the model was trained on.
+        text: Or the text that the model was trained on; every line end is read as a line feed, as the scripts read it.
+        encoding: Encoding of the text; by default UTF-8.
+        normalize: Unicode normal form, `nfc` or `nfd`, to bring the text to.
         tokenizer: Or a tokenizer, a folder or Hub id; of a stock model too, where it does not lie beside it.
         n_head: The number of heads, for nanoGPT's weights alone, which do not show it.
         hidden_act: The activation, where it is not nanoGPT's or the lecture's own.
@@ -83,6 +88,8 @@ def import_model(
         None if meta is None else Path(meta).expanduser(),
         None if text is None else Path(text).expanduser(),
         None if tokenizer is None else str(tokenizer),
+        encoding,
+        normalize,
     )
     if not str(source):
         raise UsageError("the model's name is empty; name a file, a folder or a Hub id.")
@@ -186,7 +193,7 @@ def _import_lecture(
         return model, tokenizer
     told = None
     if vocabulary.text is not None:
-        ids = torch.from_numpy(tokenizer.encode_array(next(read_text(vocabulary.text))).astype("int64"))  # (length,)
+        ids = torch.from_numpy(tokenizer.encode_array(next(read_text(vocabulary))).astype("int64"))  # (length,)
         candidates = {"head_size": model, "n_embd": from_lecture(weights, source, attention_scale="n_embd", **others)}
         told = choose_scale(candidates, ids)
         model = candidates[told or "head_size"]

@@ -2,17 +2,20 @@
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import minigpt
 from minigpt.errors import UsageError
+from minigpt.hub.file_kinds import HEAD, name_encoding, name_format
 from minigpt.hub.importing.pickles import load_meta
 from minigpt.hub.trained import hub_has, load_tokenizer
 from minigpt.modeling_minigpt.generation_minigpt import lecture_generation_config
+from minigpt.tokenization.text_forms import NormalForm, convert_pieces
 from minigpt.tokenization.tokenization_minigpt import END_OF_TEXT, PADDING, MiniGPTTokenizer
 
 GPT2 = "openai-community/gpt2"
@@ -32,16 +35,23 @@ class Vocabulary:
         meta: nanoGPT's `meta.pkl`.
         text: The text that the model was trained on; its characters, sorted, have the ids 0, 1, 2, …
         tokenizer: A folder or a Hub id.
+        encoding: Encoding of the text; by default UTF-8.
+        normalize: Unicode normal form to bring the text to.
     """
 
     meta: Path | None = None
     text: Path | None = None
     tokenizer: str | None = None
+    encoding: str | None = None
+    normalize: NormalForm | None = None
 
     def __post_init__(self) -> None:
         given = [name for name in ("meta", "text", "tokenizer") if getattr(self, name) is not None]
         if len(given) > 1:
             raise UsageError(f"--{given[0]} and --{given[1]} both say what the ids stand for; give one of them.")
+        for name in ("encoding", "normalize"):
+            if getattr(self, name) is not None and self.text is None:
+                raise UsageError(f"--{name} decides how --text is read, and no text is given; leave it out.")
 
 
 def find_tokenizer(vocabulary: Vocabulary, vocab_size: int, source: str, metas: list[Path]) -> PreTrainedTokenizerBase:
@@ -60,9 +70,14 @@ def find_tokenizer(vocabulary: Vocabulary, vocab_size: int, source: str, metas: 
     if vocabulary.meta is not None:
         return _of_characters(load_meta(vocabulary.meta), vocab_size, source, str(vocabulary.meta))
     if vocabulary.text is not None:
-        characters: set[str] = set()
-        for piece in read_text(vocabulary.text):
-            characters.update(piece)
+        characters = _characters(vocabulary)
+        if len(characters) != vocab_size and not vocabulary.normalize:
+            for form in get_args(NormalForm):
+                if len(_characters(replace(vocabulary, normalize=form))) == vocab_size:
+                    raise UsageError(
+                        f"{vocabulary.text} has {len(characters):,} different characters and {source} {vocab_size:,} "
+                        f"ids; add --normalize {form}, with which the text has as many."
+                    )
         return _of_characters(sorted(characters), vocab_size, source, str(vocabulary.text))
     if vocabulary.tokenizer is not None:
         return _open_tokenizer(vocabulary.tokenizer)
@@ -81,16 +96,38 @@ def find_tokenizer(vocabulary: Vocabulary, vocab_size: int, source: str, metas: 
     )
 
 
-def read_text(path: Path) -> Iterator[str]:
-    """Yields a text in pieces, read as the scripts read theirs: UTF-8, every line end a line feed."""
+def read_text(vocabulary: Vocabulary) -> Iterator[str]:
+    """Yield the text of a vocabulary in pieces, read as the scripts read theirs: every line end a line feed.
+
+    Raises:
+        UsageError: It is no text in its encoding, or cannot be read.
+    """
+    path, encoding = vocabulary.text, vocabulary.encoding or "utf-8"
+    assert path is not None
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} is no file, and the text is read more than once; save it to one.")
     try:
-        with path.open(encoding="utf-8") as file:
-            while piece := file.read(_CHUNK_CHARACTERS):
-                yield piece
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not a text in UTF-8 ({error.reason}); save it as UTF-8.") from error
+        with path.open("rb") as file:
+            head = file.read(HEAD)
+        if named := name_format(head) or (None if vocabulary.encoding else name_encoding(head)):
+            raise UsageError(f"{path} {named}.")
+        with path.open(encoding=encoding) as text:
+            pieces = iter(lambda: text.read(_CHUNK_CHARACTERS), "")
+            yield from convert_pieces(pieces, "keep", vocabulary.normalize or "none")
+    except LookupError as error:
+        raise UsageError(f"there is no encoding {encoding!r}; use a name that Python knows, such as cp1252.") from error
+    except UnicodeError as error:
+        reason = getattr(error, "reason", error)
+        raise UsageError(
+            f"{path} is not a text in {encoding.upper()} ({reason}); name its encoding with --encoding, or save it as "
+            "UTF-8."
+        ) from error
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
+def _characters(vocabulary: Vocabulary) -> set[str]:
+    return set().union(*read_text(vocabulary))
 
 
 def _of_characters(characters: list[str], vocab_size: int, source: str, name: str) -> MiniGPTTokenizer:

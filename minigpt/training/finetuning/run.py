@@ -299,9 +299,9 @@ def _arguments(
 
 def _fit_vocabulary(base: Base, corpus: Corpus, extends: bool, may_extend: bool) -> int:
     """Makes sure that the text can be written in the base's vocabulary; returns how many characters were added."""
-    lacking = lacking_characters(corpus, base.tokenizer)
+    lacking = lacking_characters(corpus.characters(), base.tokenizer)
     if not extends:
-        refuse_lacking(lacking, corpus, base.name, may_extend=may_extend)
+        refuse_lacking(lacking, corpus, base.tokenizer, base.name, may_extend=may_extend)
     elif lacking:
         extend(base.model, base.tokenizer, lacking)
     return len(lacking)

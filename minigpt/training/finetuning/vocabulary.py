@@ -7,14 +7,14 @@ from tokenizers import AddedToken
 from transformers import PreTrainedModel
 
 from minigpt.errors import UsageError
+from minigpt.tokenization.text_forms import suggest_option
 from minigpt.training.corpus import Corpus
 
 _NAMED = 50
 
 
-def lacking_characters(corpus: Corpus, tokenizer: Any) -> list[str]:
-    """The characters of a text that a tokenizer cannot express, in the order of their code points."""
-    characters = corpus.characters()
+def lacking_characters(characters: set[str], tokenizer: Any) -> list[str]:
+    """The characters that a tokenizer cannot express, in the order of their code points."""
     if hasattr(tokenizer, "stoi"):
         return sorted(characters - tokenizer.stoi.keys())
     return [character for character in sorted(characters) if _is_lost(character, tokenizer)]
@@ -26,12 +26,15 @@ def _is_lost(character: str, tokenizer: Any) -> bool:
     return tokenizer.unk_token_id in ids or not (ids or character.isspace())
 
 
-def refuse_lacking(lacking: Sequence[str], corpus: Corpus, source: str, *, may_extend: bool = True) -> None:
+def refuse_lacking(
+    lacking: Sequence[str], corpus: Corpus, tokenizer: Any, source: str, *, may_extend: bool = True
+) -> None:
     """Refuses a text with characters that the vocabulary lacks.
 
     Args:
         lacking: The characters.
         corpus: The text.
+        tokenizer: What lacks them.
         source: The model.
         may_extend: Whether they could be added; an adapter has no rows for them.
 
@@ -46,6 +49,9 @@ def refuse_lacking(lacking: Sequence[str], corpus: Corpus, source: str, *, may_e
     remedy = "add them with --extend_vocabulary" + (
         "" if may_extend else " and without --lora, and put the adapter on what that makes"
     )
+    found = suggest_option(lambda *form: {*lacking_characters(corpus.characters(*form), tokenizer)})
+    if found:
+        remedy = f"add {found[0]}, {found[1]}; or {remedy}"
     raise UsageError(
         f"{corpus.name} has {number} that the vocabulary of {source} lacks: {named}{more}; {remedy}, or take them out."
     )
