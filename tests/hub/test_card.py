@@ -331,6 +331,16 @@ def test_the_context_of_a_stock_model_is_a_limit(tmp_path: Path) -> None:
     assert "It sees at most 48 tokens at a time." in model_card(tmp_path).text
 
 
+def test_the_example_of_a_stock_model_writes_within_its_positions(tmp_path: Path) -> None:
+    tokenizer = MiniGPTTokenizer.from_text(TEXT)
+    sizes = {"vocab_size": len(tokenizer), "n_embd": 8, "n_layer": 1, "n_head": 1, "n_positions": 48}
+    GPT2LMHeadModel(GPT2Config(**sizes, eos_token_id=None, bos_token_id=None)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    card = model_card(tmp_path, str(tmp_path)).text
+    (example,) = re.findall(r"```python\n(.*?pipeline.*?)```", card, re.DOTALL)
+    exec(example, {})  # GPT-2 raises an IndexError past its last position
+
+
 def test_a_loss_measured_above_quantized_weights_is_called_that(run: Path) -> None:
     assert "weights in" not in model_card(run).text
     base = {"name": "me/base", "revision": "abc", "sha256": "0" * 64, "vocabulary_added": 0, "load_in_bits": 4}

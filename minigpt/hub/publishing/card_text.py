@@ -143,9 +143,10 @@ def _usage(saved: SavedFolder, source: str) -> list[str]:
     remote = ", trust_remote_code=True" if saved.carries_code else ""
     paragraphs = []
     if saved.task == "text-generation" and saved.vocabulary:
-        asking = f'writer({_prompt(saved)}, max_new_tokens=200)[0]["generated_text"]'
+        length = f"max_new_tokens={_new_tokens(saved)}"
+        asking = f'writer({_prompt(saved)}, {length})[0]["generated_text"]'
         if saved.is_instructed:
-            asking = f'writer({_message(saved)}, max_new_tokens=200)[0]["generated_text"][-1]["content"]'
+            asking = f'writer({_message(saved)}, {length})[0]["generated_text"][-1]["content"]'
         paragraphs += [
             block(
                 "from transformers import pipeline\n\n"
@@ -186,7 +187,7 @@ def _usage_of_adapter(saved: SavedFolder, source: str) -> list[str]:
         )
     writing = (
         f"prompt = {prompt}\n"
-        f"written = model.generate(**prompt, max_new_tokens=200{settings})\n"
+        f"written = model.generate(**prompt, max_new_tokens={_new_tokens(saved)}{settings})\n"
         "print(tokenizer.decode(written[0], skip_special_tokens=True))"
     )
     model = f"model = AutoPeftModelForCausalLM.from_pretrained({where}{{}})"
@@ -214,6 +215,12 @@ def _loading(saved: SavedFolder, where: str, remote: str) -> str:
         names.append("AutoTokenizer")
         lines.insert(0, f"tokenizer = AutoTokenizer.from_pretrained({where}{no_code})")
     return "\n".join([f"from transformers import {', '.join(names)}", "", *lines])
+
+
+def _new_tokens(saved: SavedFolder) -> int:
+    """Return how many tokens an example writes: half the context of a stock model, which may fail past it."""
+    context = saved.config.get("max_position_embeddings") or saved.config.get("n_positions")
+    return 200 if saved.is_ours or not isinstance(context, int) else max(1, min(200, context // 2))
 
 
 def _prompt(saved: SavedFolder) -> str:
