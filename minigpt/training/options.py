@@ -26,7 +26,7 @@ _SHOWN: dict[str, str] = {
     "bf16": "mixed precision: compute in bfloat16",
     "fp16": "mixed precision: compute in float16, on a GPU",
     "gradient_checkpointing": "less memory for more time: compute activations twice",
-    "load_best_model_at_end": "end with the best checkpoint by validation loss, not with the last",
+    "load_best_model_at_end": "end with the best checkpoint by validation loss",
     "push_to_hub": "put every save and the finished run on the Hub",
     "hub_model_id": "the repository there: NAME, or OWNER/NAME (default: the folder's name)",
 }
