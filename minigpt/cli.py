@@ -171,6 +171,12 @@ def evaluate(argv: Sequence[str]) -> None:
     )
     reading = parser.add_argument_group("how the text is read (default: as the run read its own)")
     reading.add_argument("--text_column", default=None, metavar="NAME", help="column of the text in rows")
+    reading.add_argument(
+        "--documents",
+        choices=("lines", "rows", "files", "separator"),
+        default=None,
+        help="what a document is, for a run that was trained on documents",
+    )
     reading.add_argument("--encoding", default=None, metavar="NAME", help="encoding of the files, such as cp1252")
     reading.add_argument("--newlines", choices=("keep", "unix"), default=None, help="unix: every line end is \\n")
     reading.add_argument("--normalize", choices=("nfc", "nfd", "none"), default=None, help="Unicode normal form")
@@ -190,6 +196,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
     reading = ReadSettings(
         text_column=arguments.text_column,
+        documents=arguments.documents,
         encoding=arguments.encoding,
         newlines=arguments.newlines,
         normalize=arguments.normalize,

@@ -58,7 +58,10 @@ def _describe_documents(corpus: Corpus) -> dict[str, Any]:
     if corpus.documents is None:
         return {}
     held_back = corpus.num_documents - corpus.train_documents
-    return {"split_documents": {"train": corpus.train_documents, "validation": held_back}}
+    return {
+        "split_documents": {"train": corpus.train_documents, "validation": held_back},
+        "is_shuffled": corpus.is_shuffled,
+    }
 
 
 def run_to_the_end(

@@ -4,7 +4,7 @@ import hashlib
 import os
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
@@ -17,7 +17,7 @@ from minigpt.training.documents import Documents, lines_of, separated
 from minigpt.training.reading import RULES, DocumentRule, ReadSettings
 from minigpt.training.rows import ROW_SUFFIXES, as_lines, has_rows, open_hub_rows, open_rows
 from minigpt.training.streams import spool_streams
-from minigpt.training.text_files import SUFFIXES, CorpusError, find_files, open_files
+from minigpt.training.text_files import SPLIT_NAMES, SUFFIXES, CorpusError, find_files, open_files
 from minigpt.training.tiny_shakespeare import HUB_DATASET, VARIABLE, OutOfReachError, tiny_shakespeare
 
 __all__ = ["Corpus", "CorpusError", "SplitSettings", "load_text"]
@@ -78,6 +78,7 @@ class Corpus:
         notice: One line for the person when the text was not chosen by them or a part of it is left out, else None.
         num_documents: Number of documents; 0 if the text has none.
         train_documents: Number of documents to train on.
+        is_shuffled: True if the documents were shuffled before they were parted.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Corpus:
     _read: Callable[[], Iterator[str]] = field(repr=False, compare=False)
     num_documents: int = 0
     train_documents: int = 0
+    is_shuffled: bool = False
 
     @property
     def documents(self) -> DocumentRule | None:
@@ -192,7 +194,12 @@ def load_text(
             ) from error
     if isinstance(source, str) and _names_hub_dataset(source):
         rows = open_hub_rows(source, reading, subset)
-        return _corpus(source, lambda: as_lines(rows()), split, reading, rows=rows)
+        if reading.documents:
+            return _hub_documents(source, rows, split, reading)
+        every = [*rows.values()]
+        return _corpus(
+            source, lambda: as_lines(row for read in every for row in read()), split, reading, has_columns=True
+        )
     sources = [source] if isinstance(source, str | os.PathLike) else source
     return _files(spool_streams(sources, as_rows=reading.text_column is not None), split, reading)
 
@@ -286,7 +293,7 @@ def _corpus(
     split: SplitSettings,
     reading: ReadSettings,
     *,
-    rows: Callable[[], Iterator[str]] | None = None,
+    has_columns: bool = False,
     files: Sequence[Path] = (),
     validation: Sequence[Path] = (),
 ) -> Corpus:
@@ -297,25 +304,18 @@ def _corpus(
         read: Reads the text.
         split: Settings of the validation split.
         reading: Settings that decide how the text is read.
-        rows: Reads its rows, if it is a dataset of the Hub.
+        has_columns: True if it is a dataset of the Hub.
         files: The files that it is read from, if any.
         validation: Files of the validation split that come with it.
     """
-    if reading.text_column and not rows and not any(map(has_rows, files)):
+    if reading.text_column and not has_columns and not any(map(has_rows, files)):
         raise CorpusError(f"{name} has no columns, so none is called {reading.text_column!r}; leave text_column out.")
     sources = spool_streams(split.validation_file, as_rows=reading.text_column is not None)
     held_back = [file for source in sources for file in find_files(source).train] or validation
-    if held_back and split != SplitSettings(split.validation_file):
-        raise CorpusError(
-            f"{name} comes with a validation split ({held_back[0].name}); leave validation_fraction and split_by out."
-        )
+    if held_back:
+        _refuse_other_split(name, held_back[0].name, split)
     if reading.documents:
-        if files:
-            units = _units_of_files(files, reading)
-        elif reading.documents == "rows":
-            units = rows() if rows else _refuse_rows(name)
-        else:
-            units = _units(reading.documents, read())
+        units = _units_of_files(files, reading) if files else _units(name, reading.documents, read())
         apart = _units_of_files(held_back, reading) if held_back else None
         return _corpus_of_documents(name, units, apart, split, reading)
     if held_back:
@@ -382,6 +382,7 @@ def _corpus_of_documents(
         _read=lambda: chain.from_iterable(part() for part in parts),
         num_documents=number,
         train_documents=cut,
+        is_shuffled=held_back is None,
     )
 
 
@@ -403,15 +404,47 @@ def _units_of_files(files: Sequence[Path], reading: ReadSettings) -> Iterator[st
                 _refuse_rows(str(file))
         readers = [open_rows(file, reading) for file in files]
         return chain.from_iterable(read() for read in readers)
-    return chain.from_iterable(_units(reading.documents, open_files([file], reading)()) for file in files)
+    return chain.from_iterable(_units(str(file), reading.documents, open_files([file], reading)()) for file in files)
 
 
-def _units(rule: DocumentRule | None, text: Iterator[str]) -> Iterator[str]:
+def _units(name: str, rule: DocumentRule | None, text: Iterator[str]) -> Iterator[str]:
+    if rule == "rows":
+        _refuse_rows(name)
     if rule == "lines":
         return lines_of(text)
     if rule == "separator":
         return separated(text)
     return iter(["".join(text)])
+
+
+def _hub_documents(
+    name: str, rows: Mapping[str, Callable[[], Iterator[str]]], split: SplitSettings, reading: ReadSettings
+) -> Corpus:
+    """Reads the documents of a Hub dataset, whose own validation split is held back; its test split is not read."""
+    kinds = {one: next((kind for kind, names in SPLIT_NAMES.items() if one in names), "train") for one in rows}
+    if "train" not in kinds.values():
+        kinds = dict.fromkeys(rows, "train")
+
+    def units(kind: str) -> Iterator[str]:
+        chosen = (row for one, read in rows.items() if kinds[one] == kind for row in read())
+        return chosen if reading.documents == "rows" else _units(name, reading.documents, as_lines(chosen))
+
+    apart, left_out = None, [one for one, kind in kinds.items() if kind == "test"]
+    if split.validation_file:
+        apart = _units_of_files([file for one in split.validation_file for file in find_files(one).train], reading)
+        left_out = [one for one, kind in kinds.items() if kind != "train"]
+    elif "validation" in kinds.values():
+        _refuse_other_split(name, next(one for one, kind in kinds.items() if kind == "validation"), split)
+        apart = units("validation")
+    corpus = _corpus_of_documents(name, units("train"), apart, split, reading)
+    return _noticed(corpus, f"{name}: leaving out the split {' and '.join(left_out)}." if left_out else None)
+
+
+def _refuse_other_split(name: str, held_back: str, split: SplitSettings) -> None:
+    if split != SplitSettings(split.validation_file):
+        raise CorpusError(
+            f"{name} comes with a validation split ({held_back}); leave validation_fraction and split_by out."
+        )
 
 
 def _refuse_rows(name: str) -> NoReturn:

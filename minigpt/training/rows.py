@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,11 +70,11 @@ def open_rows(path: Path, reading: ReadSettings | None = None) -> Callable[[], I
 
 def open_hub_rows(
     name: str, reading: ReadSettings | None = None, subset: str | None = None
-) -> Callable[[], Iterator[str]]:
-    """Download a dataset (once: `datasets` keeps it), and return a function that reads the text of its rows.
+) -> dict[str, Callable[[], Iterator[str]]]:
+    """Download a dataset (once: `datasets` keeps it), and return functions that read the text of its rows by split.
 
-    Every split is read, train first, then validation and test: the Hub's held-out text stays at the end, where our own
-    validation split is. Rows without text (null) are skipped.
+    The splits are in order, train first, then validation and test: the Hub's held-out text stays at the end, where our
+    own validation split is. Rows without text (null) are skipped.
 
     Args:
         name: The dataset's id, `owner/name`.
@@ -93,7 +94,7 @@ def open_hub_rows(
     assert isinstance(splits, datasets.DatasetDict)
     ordered = sorted(splits, key=lambda split: SPLIT_ORDER.index(split) if split in SPLIT_ORDER else len(SPLIT_ORDER))
     chosen = _text_column(name, splits[ordered[0]], reading.text_column)
-    return lambda: (text for split in ordered for text in _rows(name, splits[split], chosen, reading))
+    return {split: partial(_rows, name, splits[split], chosen, reading) for split in ordered}
 
 
 def as_lines(rows: Iterable[str]) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, is_peft_model
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback, PreTrainedModel, PrinterCallback, ProgressCallback, TrainerControl
@@ -316,6 +316,9 @@ class MiniGPTTrainer(PublishingTrainer):
             super()._save(output_dir, state_dict)
         finally:
             config.use_cache = trains_with_cache
+        if self.has_documents and self.args.should_save and is_peft_model(self.model):
+            # The adapter's base may suppress EOS.
+            self.model.generation_config.save_pretrained(output_dir or self.args.output_dir)
 
 
 class _FreshCrops(Sampler[int]):

@@ -10,9 +10,20 @@ import pytest
 import torch
 from transformers import AutoTokenizer, GenerationConfig, GPT2Config, GPT2LMHeadModel
 
-from minigpt import InstructionSettings, ReadSettings, SplitSettings, finetune, load_text, tokenize_corpus, train
+from minigpt import (
+    InstructionSettings,
+    LoraSettings,
+    ReadSettings,
+    SplitSettings,
+    export_model,
+    finetune,
+    load_text,
+    tokenize_corpus,
+    train,
+)
 from minigpt.cli import main
 from minigpt.errors import UsageError
+from minigpt.hub.publishing.card import model_card
 from minigpt.hub.trained import open_trained
 from minigpt.training import corpus as corpus_module
 from minigpt.training.corpus import CorpusError
@@ -60,9 +71,9 @@ def run(data, rule="lines", **training):
     return train("seed", data, reading=reading, device="cpu", model=SMALL, training=SHORT | training)
 
 
-def tune(base, data):
+def tune(base, data, **options):
     training = SHORT | {"output_dir": "tuned"}
-    return finetune(base, data, reading=ReadSettings(documents="lines"), device="cpu", training=training)
+    return finetune(base, data, reading=ReadSettings(documents="lines"), device="cpu", training=training, **options)
 
 
 def test_lines_are_documents_without_their_ends_and_blank_ones_are_not(tmp_path):
@@ -129,6 +140,25 @@ def test_given_splits_are_kept_in_their_order():
     write("lists/test.txt", "never")
     assert documents("lists", "lines") == [["one", "two", "three"], ["four", "five"]]
     assert documents("lists/train.txt", "lines", validation_file=("lists/valid.txt",)) == documents("lists", "lines")
+
+
+def test_the_validation_split_of_a_hub_dataset_is_held_back_and_its_test_split_is_not_read(monkeypatch):
+    offered = {"train": ["one", "two\n2"], "test": ["never"], "validation": ["three"]}
+
+    def load_dataset(name, subset):
+        return datasets.DatasetDict({one: datasets.Dataset.from_dict({"text": rows}) for one, rows in offered.items()})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert documents("owner/name", "rows") == [["one", "two\n2"], ["three"]]
+    assert load_text("owner/name", reading=ReadSettings(documents="rows")).notice == (
+        "owner/name: leaving out the split test."
+    )
+    with pytest.raises(CorpusError, match=r"comes with a validation split \(validation\)"):
+        documents("owner/name", "rows", validation_fraction=0.5)
+    del offered["validation"]
+    offered["train"] += ["four"]
+    train, validation = documents("owner/name", "lines")
+    assert sorted(train + validation) == ["2", "four", "one", "two"]
 
 
 @pytest.mark.parametrize(
@@ -241,10 +271,16 @@ def test_a_run_learns_eos_records_documents_and_is_evaluated_by_its_own_rule(cap
     assert (settings.bos_token_id, settings.eos_token_id, eos in settings.suppress_tokens) == (eos, eos, False)
     losses = done.report["losses"]["validation"]
     assert losses["bits_per_character"] == pytest.approx(losses["loss"] / math.log(2))
+    card = model_card("run").content
+    assert "30 of its 300 documents (lines), shuffled with seed 42" in card
+    assert "Unedited, from the EOS token on, each document on a new line" in card
     assert main(["eval", "run", "--data", "names.txt", "--device", "cpu"]) == 0
     said = capsys.readouterr().out
     assert said.startswith(f"names.txt, validation split, {data['split_tokens']['validation'] - 1:,} tokens")
     assert f"loss {losses['loss']:.4f} " in said
+    write("two.txt", f"Kalo{MARKER}Mi")
+    assert main(["eval", "run", "--data", "two.txt", "--documents", "separator", "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.startswith("two.txt, all of it, 7 tokens")
     write("one.txt", "Kalo\n")
     assert main(["eval", "run", "--data", "one.txt", "--device", "cpu"]) == 0
     assert capsys.readouterr().out.startswith("one.txt, all of it, 4 tokens")
@@ -289,6 +325,39 @@ def test_fine_tuning_on_documents_lets_a_plain_model_end_its_text(tmp_path):
     settings = GenerationConfig.from_pretrained("tuned")
     assert (settings.bos_token_id, settings.eos_token_id, eos in settings.suppress_tokens) == (eos, eos, False)
     assert done.report["data"]["split_documents"] == {"train": 270, "validation": 30}
+
+
+@pytest.mark.extra("peft")
+def test_an_adapter_trained_on_documents_opens_with_eos_enabled():
+    write("names.txt", "\n".join(names()))
+    train("seed", "names.txt", device="cpu", model=SMALL, training=SHORT | {"output_dir": "base"})
+    tune("base", "names.txt", lora=LoraSettings())
+    model, tokenizer = open_trained("tuned", "cpu")
+    settings, eos = model.generation_config, tokenizer.eos_token_id
+    assert (settings.bos_token_id, settings.eos_token_id, eos in settings.suppress_tokens) == (eos, eos, False)
+
+
+@pytest.mark.parametrize("to", ["gpt2", pytest.param("gguf", marks=pytest.mark.extra("gguf"))])
+def test_an_export_begins_and_ends_documents_with_eos(to):
+    write("names.txt", "\n".join(names()))
+    training = SHORT | {"output_dir": "run"}
+    model = SMALL | {"hidden_act": "gelu_new"}
+    reading = ReadSettings(documents="lines")
+    eos = train(
+        "nano-cpu", "names.txt", reading=reading, device="cpu", model=model, training=training
+    ).tokenizer.eos_token_id
+    folder = export_model("run", to)
+    if to == "gpt2":
+        settings = GenerationConfig.from_pretrained(folder)
+        assert (settings.bos_token_id, settings.eos_token_id, eos in settings.suppress_tokens) == (eos, eos, False)
+        assert settings.sequence_bias is None
+    else:
+        from gguf import GGUFReader
+
+        fields = GGUFReader(next(Path(folder).glob("*.gguf"))).fields
+        known = {name: fields[f"tokenizer.ggml.{name}"].contents() for name in ("bos_token_id", "eos_token_id")}
+        assert known == {"bos_token_id": eos, "eos_token_id": eos}
+        assert eos not in fields["tokenizer.ggml.suppress_tokens"].contents()
 
 
 def test_a_stock_model_is_fine_tuned_with_its_own_eos(tmp_path):

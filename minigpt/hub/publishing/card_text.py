@@ -62,7 +62,16 @@ def split_definition(saved: SavedFolder) -> str:
     data = saved.run["data"]
     split = data.get("split", {})
     end = int((1 - split.get("validation_fraction", 0.1)) * data["characters"])
-    if split.get("split_by") == "line":
+    if (rule := _document_rule(saved)) is not None:
+        number = data["split_documents"]
+        total = number["train"] + number["validation"]
+        where = f"{number['validation']:,} of its {total:,} documents ({rule}),"
+        where += (
+            f" shuffled with seed {split['split_seed']}"
+            if data["is_shuffled"]
+            else " which come from files of their own"
+        )
+    elif split.get("split_by") == "line":
         where = f"its lines shuffled with seed {split['split_seed']}"
     elif data.get("train_characters", end) != end:
         where = "which come from files of their own"
@@ -70,6 +79,12 @@ def split_definition(saved: SavedFolder) -> str:
         fraction = split.get("validation_fraction", 0.1)
         where = "the text's last tenth" if fraction == 0.1 else f"the text's last {fraction:.3g}"
     return f"the last {held_back:,} of {train + held_back:,} {saved.unit}, {where}"
+
+
+def _document_rule(saved: SavedFolder) -> str | None:
+    """Return the rule by which the text consists of documents, None if it has none."""
+    data = saved.run["data"] if saved.run is not None else {}
+    return (data.get("reading") or {}).get("documents")
 
 
 def _summary(saved: SavedFolder) -> str:
@@ -244,7 +259,8 @@ def _data(saved: SavedFolder) -> list[str]:
     if known:
         what = f"{known.title[0].upper()}{known.title[1:]}{f' ({name})' if name else ''}: {known.description}."
     elif dataset:
-        what = f"The dataset [{dataset}](https://huggingface.co/datasets/{dataset}) of the Hub, all its rows in order."
+        order = "" if _document_rule(saved) else " in order"
+        what = f"The dataset [{dataset}](https://huggingface.co/datasets/{dataset}) of the Hub, all its rows{order}."
     else:
         what = f"{name}, of which no more is known here than this:"
     rows = [("SHA-256", code(saved.text_sha256 or "unknown"))]
@@ -253,6 +269,7 @@ def _data(saved: SavedFolder) -> list[str]:
         rows = [
             ("size", f"{data['characters']:,} characters, {data['bytes']:,} bytes in UTF-8"),
             *rows,
+            *([("documents", f"its {rule}, each ended by the EOS token")] if (rule := _document_rule(saved)) else []),
             ("trained on", f"the first {_trained_on(saved)}"),
             ("held back", split_definition(saved)),
         ]
@@ -378,7 +395,8 @@ def _sample(sample: str, saved: SavedFolder) -> list[str]:
     seed = f" with the seed {saved.run['training']['seed']}" if saved.run is not None else ""
     if saved.is_instructed:
         return [f"Answers to prompts that were held back, unedited, drawn{seed} (`sample.txt`):", block(sample, "text")]
-    how = f"Unedited, from a new line on, drawn from all that the model thinks likely{seed} (`sample.txt`):"
+    start = "the EOS token on, each document on a new line" if _document_rule(saved) else "a new line on"
+    how = f"Unedited, from {start}, drawn from all that the model thinks likely{seed} (`sample.txt`):"
     return [how, block(sample, "text")]
 
 
@@ -408,7 +426,8 @@ def _limits(saved: SavedFolder) -> list[str]:
     if saved.run is not None:
         if saved.run["model"]["chosen_on_validation"]:
             limits.append("Its checkpoint was chosen on the split that it is judged by.")
-        limits.append("It was measured on no other text than this one's end.")
+        part = "documents of this one" if _document_rule(saved) else "this one's end"
+        limits.append(f"It was measured on no other text than {part}.")
     else:
         limits.append("How good it is was not measured over a whole text: measure it before relying on it.")
     return limits
