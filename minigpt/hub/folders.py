@@ -11,7 +11,6 @@ from minigpt.errors import UsageError
 from minigpt.hub.disk import force_to_disk, plain_save_errors
 from minigpt.hub.exporting.graph_card import is_graph_card
 from minigpt.hub.file_names import CARD, written_files
-from minigpt.hub.publishing.card import is_generated
 from minigpt.hub.run_lock import LOCK, refuse_running
 
 
@@ -136,7 +135,13 @@ def _carry_over(old: Path, new: Path, ours: set[Path]) -> None:
 
 
 def _ours(folder: Path) -> list[Path]:
-    card = folder / CARD
-    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None
-    is_ours = text is not None and (is_generated(text) or is_graph_card(text))
-    return [*written_files(folder), *([card] if is_ours else [])]
+    return [*written_files(folder), *([folder / CARD] if _is_our_card(folder / CARD) else [])]
+
+
+def _is_our_card(card: Path) -> bool:
+    if not card.is_file():
+        return False
+    from minigpt.hub.publishing.card import is_generated  # only a folder with a card needs the code that publishes
+
+    text = card.read_text(encoding="utf-8", errors="replace")
+    return is_generated(text) or is_graph_card(text)

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from minigpt.errors import UsageError
-from minigpt.hub.publishing.ongoing import open_repository
 from minigpt.hub.trained import find_device
 from minigpt.training.arguments import MiniGPTTrainingArguments
 from minigpt.training.presets import one_sentence
@@ -50,22 +49,33 @@ def build_arguments(
     return args
 
 
-def check_push(args: MiniGPTTrainingArguments, model_type: str) -> None:
-    """Finds out now what the Hub would refuse when the training is over; nothing is made there yet.
+def check_push(args: MiniGPTTrainingArguments, model_type: str | None, base: str | None = None) -> None:
+    """Find out now what the Hub would refuse when the training is over; nothing is created there yet.
+
+    Args:
+        args: The arguments of the run.
+        model_type: Type of the model, None for an adapter.
+        base: Folder or Hub id of an adapter's base model.
 
     Raises:
         UsageError: A repository is named, and nothing is to be pushed there.
         PushFailed: The Hub would not take the run.
     """
     if args.push_to_hub:
+        from minigpt.hub.publishing.ongoing import open_repository
+        from minigpt.hub.publishing.saved_folder import ADAPTER
+        from minigpt.training.publishing import check_base_is_published
+
         open_repository(
             args.hub_model_id or Path(args.output_dir).absolute().name,
-            model_type,
+            model_type or ADAPTER,
             token=args.hub_token,
             private=bool(args.hub_private_repo),
             revision=args.hub_revision,
             create=False,
         )
+        if model_type is None:
+            check_base_is_published(base)
     elif args.hub_model_id:
         raise UsageError(
             f"hub_model_id names {args.hub_model_id} and nothing is pushed there without push_to_hub; add "

@@ -17,6 +17,7 @@ import torch
 from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from transformers import TrainerCallback
 
 from minigpt.errors import UsageError
 from minigpt.hub.disk import SaveError
@@ -441,18 +442,18 @@ def test_leftovers_of_a_dead_run_are_cleaned_up_at_the_next_start(build_trainer,
     assert not leftover.parent.exists()
 
 
-def test_checkpoints_are_pushed_under_their_final_name(build_trainer, tmp_path, monkeypatch):
-    pushed = []
+def test_callbacks_see_a_saved_checkpoint_whole_and_under_its_final_name(build_trainer, tmp_path):
+    saved = []
 
-    def push(self, folder):
-        if self._staging is None:  # the stock Trainer would push what is not whole yet
-            pushed.append(folder)
+    class Watch(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            saved.append(trainer.last_checkpoint)
+            assert checkpoint_fault(trainer.last_checkpoint) is None
 
-    monkeypatch.setattr(MiniGPTTrainer, "_push_from_checkpoint", push)
     trainer = build_trainer(tmp_path / "run")
-    trainer.args.push_to_hub = True
+    trainer.add_callback(Watch())
     trainer.train()
-    assert pushed == [str(tmp_path / "run" / f"checkpoint-{step}") for step in (3, 4, 6, 8, 9, 12)]
+    assert saved == [tmp_path / "run" / f"checkpoint-{step}" for step in (3, 4, 6, 8, 9, 12)]
 
 
 # -- a real SIGKILL, which nothing can catch --

@@ -163,7 +163,7 @@ def test_run_killed_in_its_final_save_never_shows_results_of_other_weights(optio
         else:
             fatal.setattr(f"minigpt.training.completion.{moment}", die)
         # Who is killed cleans nothing up.
-        fatal.setattr("minigpt.training.staging.remove_unfinished", lambda run_dir: None)
+        fatal.setattr("minigpt.training.trainer.remove_unfinished", lambda run_dir: None)
         with pytest.raises(Killed):
             main_train([*options, "--max_steps", "8", "--resume_from_checkpoint", "--resume_with_changes"])
     assert_results_are_of_the_weights(folder)

@@ -110,7 +110,7 @@ def test_state_of_another_optimizer_is_of_no_use_whatever_is_asked_for(resume, f
 
 
 def test_checkpoint_that_records_no_arguments_is_accepted(resume, monkeypatch):
-    monkeypatch.setattr("minigpt.training.staging.write_segments", lambda *_: None)
+    monkeypatch.setattr("minigpt.training.trainer.write_segments", lambda *_: None)
     trainer = resume({}, learning_rate=1e-3)
     assert not (trainer._resumed_from / SEGMENTS).exists()
 

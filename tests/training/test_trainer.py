@@ -2,12 +2,15 @@
 
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -339,3 +342,26 @@ def test_two_processes_train_as_one_with_twice_the_batch_and_resume(options, tmp
     again = [*two, "--resume_from_checkpoint", str(tmp_path / "run" / "checkpoint-4")]
     subprocess.run(again, capture_output=True, text=True, check=True, env=environment)
     assert_close(load_file(tmp_path / "run" / "model.safetensors"), weights, rtol=0, atol=0)
+
+
+def test_each_private_method_of_transformers_that_is_overridden_is_listed_and_still_exists() -> None:
+    listed = set(re.findall(r"`(_\w+)`", sys.modules[MiniGPTTrainer.__module__].__doc__ or ""))
+    assert {name for name in vars(MiniGPTTrainer) if re.match("_[a-z]", name) and hasattr(Trainer, name)} <= listed
+    assert len(listed) <= 7
+    for name in listed:
+        assert hasattr(Trainer, name), (
+            f"transformers {transformers.__version__} has no Trainer.{name}; find what replaced it and adapt "
+            f"{MiniGPTTrainer.__module__}"
+        )
+
+
+def test_a_local_run_imports_nothing_that_publishes(tmp_path: Path) -> None:
+    (tmp_path / "my.txt").write_text("To be, or not to be, that is the question.\n" * 50, encoding="utf-8")
+    code = (
+        "import sys; from minigpt.cli import main;"
+        "main(['train', '--data', 'my.txt', '--max_steps', '1', '--eval_iters', '1', '--n_layer', '1']);"
+        "print(*[name for name in sys.modules if 'publish' in name and name.startswith('minigpt')], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert (tmp_path / "runs" / "seed" / "model.safetensors").is_file()
+    assert done.stderr.split() == []

@@ -160,13 +160,13 @@ class InstructionTrainer(MiniGPTTrainer, SFTTrainer):
             super().log(logs, start_time)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """As `PublishingTrainer` does it; TRL's own card, a draft at every checkpoint, is not written."""
+        """Write the card as `MiniGPTTrainer` does; TRL's own card, a draft at every checkpoint, is not written."""
         if self._staging is None:
             super().create_model_card(*args, **kwargs)
 
-    def restore_running_loss(self) -> None:
-        """Goes on with TRL's metrics too."""
-        super().restore_running_loss()
+    def restore_run(self) -> None:
+        """Restore TRL's metrics too."""
+        super().restore_run()
         file = self._resumed_from and self._resumed_from / _METRICS
         if file and file.is_file():
             kept = read_object(file)
@@ -174,17 +174,18 @@ class InstructionTrainer(MiniGPTTrainer, SFTTrainer):
                 self._total_train_tokens = kept["num_tokens"]
                 self._metrics["train"].update(kept["since_last_log"])
 
-    def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
+    def write_run_state(self, folder: Path) -> None:
+        """Write TRL's metrics too."""
+        super().write_run_state(folder)
         if self.args.should_save:  # all processes have gathered the same
             kept = {"num_tokens": self._total_train_tokens, "since_last_log": self._metrics["train"]}
-            (Path(output_dir) / _METRICS).write_text(json.dumps(kept), encoding="utf-8")
+            (folder / _METRICS).write_text(json.dumps(kept), encoding="utf-8")
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        super()._save(output_dir, state_dict)
+    def _save_unchanged(self, folder: Path) -> None:
+        super()._save_unchanged(folder)
         if self.args.should_save and is_peft_model(self.model):
             # Its base may still suppress the end of text.
-            self.model.generation_config.save_pretrained(output_dir or self.args.output_dir)
+            self.model.generation_config.save_pretrained(folder)
 
     def _send_telemetry(self) -> None:
         pass  # nobody was asked

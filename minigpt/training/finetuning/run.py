@@ -12,7 +12,6 @@ from transformers import set_seed
 from minigpt.errors import UsageError
 from minigpt.hub.extras import require_extra
 from minigpt.hub.folders import clear_folder
-from minigpt.hub.publishing.saved_folder import ADAPTER
 from minigpt.hub.run_lock import hold_folder
 from minigpt.training.arguments import MiniGPTTrainingArguments
 from minigpt.training.checkpoints import find_checkpoint
@@ -50,7 +49,6 @@ from minigpt.training.output_folder import (
     check_same_vocabulary,
 )
 from minigpt.training.preparation import build_arguments, check_push
-from minigpt.training.publishing import check_base_is_published
 from minigpt.training.reading import ReadSettings
 from minigpt.training.recorded_text import recorded_reading
 from minigpt.training.report import hardware
@@ -205,9 +203,7 @@ def _finetune(
     )
     network: Any = base.model
     if is_main:
-        check_push(args, ADAPTER if lora else network.config.model_type)
-        if lora and args.push_to_hub:
-            check_base_is_published(base.name)
+        check_push(args, None if lora else network.config.model_type, base.name)
     block_size = choose_block_size(network, block_size)
     check_memory(
         count_lora_parameters(network, lora) if lora else network.num_parameters(), network.config, args, block_size
