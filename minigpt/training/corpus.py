@@ -211,18 +211,19 @@ def refuse_single_document(corpus: Corpus) -> None:
         CorpusError: By its rule the text is a single document.
     """
     if corpus.documents and corpus.num_documents < 2:
-        why = f"holds no {END_OF_TEXT} between two documents" if corpus.documents == "separator" else "is one document"
+        why = f" (it holds no {END_OF_TEXT} between two)" if corpus.documents == "separator" else ""
         others = ", ".join(rule for rule in RULES if rule != corpus.documents)
         raise CorpusError(
-            f"{corpus.name} {why}, and one is trained on and one held back; use another rule than --documents "
-            f"{corpus.documents} ({others}) or leave it out."
+            f"{corpus.name} is a single document with --documents {corpus.documents}{why} and none can be held back; "
+            f"use another rule ({others}) or leave it out."
         )
 
 
 def describe_documents(corpus: Corpus) -> str:
     """Returns how many documents a text has, in a few words."""
     held_back = corpus.num_documents - corpus.train_documents
-    return f"documents are its {corpus.documents}: {corpus.train_documents:,} and {held_back:,}, each ended by EOS"
+    kind = "" if corpus.documents == "separator" else f" ({corpus.documents})"
+    return f"{corpus.train_documents:,} documents{kind} to train on, {held_back:,} to validate, each ended by EOS"
 
 
 def _default_corpus(split: SplitSettings, reading: ReadSettings) -> Corpus:

@@ -82,9 +82,10 @@ def split_definition(saved: SavedFolder) -> str:
 
 
 def _document_rule(saved: SavedFolder) -> str | None:
-    """Return the rule by which the text consists of documents, None if it has none."""
+    """Return what the documents of the text are, None if it has none."""
     data = saved.run["data"] if saved.run is not None else {}
-    return (data.get("reading") or {}).get("documents")
+    rule = (data.get("reading") or {}).get("documents")
+    return "parts between separators" if rule == "separator" else rule
 
 
 def _summary(saved: SavedFolder) -> str:
