@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from errno import EDQUOT, ENOSPC
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -123,6 +124,8 @@ def _load(path: Path, column: str | None, encoding: str) -> "Dataset":
         kind = _LOADERS[path.suffix.lower()][1] if path.is_file() else "a dataset saved to disk"
         needs_encoding = any(isinstance(one, UnicodeError) for one in (error, error.__cause__))
         remedy = "name the encoding with --encoding" if needs_encoding else "write it again"
+        if getattr(error.__cause__ or error, "errno", None) in (ENOSPC, EDQUOT):
+            remedy = "make room for a copy of it, or set HF_DATASETS_CACHE to another folder"
         raise CorpusError(f"{path} cannot be read as {kind} ({_reason(error)}); {remedy}.") from error
     assert isinstance(dataset, datasets.Dataset)
     if _SURPLUS in dataset.features:

@@ -1,3 +1,4 @@
+import errno
 import json
 from pathlib import Path
 
@@ -145,6 +146,16 @@ def test_damaged_rows_are_refused_in_one_sentence(name, content, reason, capfd):
         load_text(name)
     assert "\n" not in str(refusal.value)
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_full_disk_is_told_apart_from_a_damaged_file(monkeypatch):
+    def fill(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write("a.jsonl", ["a"])
+    monkeypatch.setattr(datasets, "load_dataset", fill)
+    with pytest.raises(CorpusError, match=r"No space left on device\); make room .* HF_DATASETS_CACHE"):
+        load_text("a.jsonl")
 
 
 @pytest.mark.parametrize("damage", ["state.json", "data-00000-of-00001.arrow"])
