@@ -9,6 +9,7 @@ import datasets
 from jinja2 import TemplateError
 
 from minigpt.errors import UsageError
+from minigpt.tokenization.text_forms import convert, suggest_option
 from minigpt.training.batches import IGNORED
 from minigpt.training.finetuning.conversation import Conversation
 from minigpt.training.finetuning.conversations import Conversations
@@ -191,8 +192,11 @@ def _refuse_unknown(conversation: Conversation, tokenizer: Any) -> None:
         lacking = [tokenizer.unk_token] if is_lost else []
     if lacking:
         named = ", ".join(map(repr, lacking[:_NAMED])) + (" and more" if lacking[_NAMED:] else "")
+        known = getattr(tokenizer, "stoi", {}).keys()
+        found = suggest_option(lambda *form: {*convert(text, *form)} - known) if known else None
+        form = f"write it in the form that {found[0]} gives a text, {found[1]}; or " if found else ""
         raise CorpusError(
-            f"{conversation.where} has what the vocabulary lacks ({named}); take it out, or fine-tune the model "
+            f"{conversation.where} has what the vocabulary lacks ({named}); {form}take it out, or fine-tune the model "
             "on a text that has it with --extend_vocabulary, and then on conversations."
         )
     if not hasattr(tokenizer, "stoi"):

@@ -157,6 +157,11 @@ def test_characters_outside_the_vocabulary_are_refused_by_name(tmp_path: Path) -
     read = load_conversations(write(tmp_path, {"prompt": "a", "completion": "1 é"}))
     with pytest.raises(CorpusError, match=r"line 1 has what the vocabulary lacks \('1', 'é'\)"):
         label_rows(read, tokenizer, 30)
+    composes = MiniGPTTokenizer.from_text(LETTERS + "é", chat_template=CHAT_TEMPLATE)
+    with pytest.raises(
+        CorpusError, match=r"the form that --normalize nfc gives a text, .* lacks nothing; or take it out"
+    ):
+        label_rows(load_conversations(write(tmp_path, {"prompt": "a", "completion": "e\u0301"})), composes, 30)
     lacks_a_colon = MiniGPTTokenizer.from_text(LETTERS.replace(":", ""), chat_template=CHAT_TEMPLATE)
     with pytest.raises(CorpusError, match=r"lacks \(':'\)"):
         label_rows(load_conversations(write(tmp_path, {"messages": TALK})), lacks_a_colon, 300)
