@@ -2,7 +2,7 @@
 
 In a block of `sh`, a command of ours is called in this process, a training in a few steps unless it says how many;
 `pip install` must name extras that there are, and anything else runs as it stands. In a block of `sh background` is a
-server: it runs until its page is over.
+server: it runs until its page is over. The lines of a block of `text printed` have to be in the output.
 """
 
 import contextlib
@@ -65,7 +65,12 @@ def test_generated_parts_are_what_the_benchmarks_printed() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_block_of_code_runs(
-    page: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    page: Path,
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     here = tmp_path / "here"
     shutil.copytree(trained, here)
@@ -84,6 +89,9 @@ def test_every_block_of_code_runs(
                 stack.enter_context(server(code))
             else:
                 run_commands(code)
+    printed = set("".join(capfd.readouterr()).splitlines())
+    for output in re.findall(r"^```text printed\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S):
+        assert set(output.splitlines()) <= printed
 
 
 def run_commands(code: str) -> None:

@@ -73,12 +73,12 @@ class Corpus:
         num_characters: Number of characters (code points).
         sha256: Hash of the text in UTF-8, in hexadecimal: one file's own, unless it began with a byte order mark.
         train_characters: Number of characters to train on; the others, at the end, are the validation split.
-        split: Settings by which the two were parted.
+        split: Settings of the validation split.
         reading: Settings by which the text was read.
         notice: One line for the person when the text was not chosen by them or a part of it is left out, else None.
         num_documents: Number of documents; 0 if the text has none.
         train_documents: Number of documents to train on.
-        is_shuffled: True if the documents were shuffled before they were parted.
+        is_shuffled: True if the documents were shuffled before the split.
     """
 
     name: str
@@ -127,7 +127,7 @@ class Corpus:
 
     @property
     def split_sha256(self) -> str:
-        """Hash of the text and of where it is parted: the text's own unless `split` or its files say otherwise."""
+        """Hash of the text and of where it is split: the text's own unless `split` or its files say otherwise."""
         if self.documents:
             return hashlib.sha256(f"{self.sha256} {self.train_characters} documents".encode()).hexdigest()
         if self.train_characters == _position(self.num_characters, SplitSettings()):
@@ -298,7 +298,7 @@ def _corpus(
     files: Sequence[Path] = (),
     validation: Sequence[Path] = (),
 ) -> Corpus:
-    """Reads the text through once, for its size, its hash and the place where it is parted.
+    """Read the text once, for its size, its hash and the place where it is split.
 
     Args:
         name: What a person calls it.

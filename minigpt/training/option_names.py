@@ -7,7 +7,7 @@ from difflib import SequenceMatcher
 from typing import NoReturn
 
 # Of each option, the names that other tools have for it: nanoGPT, the examples of transformers, LLaMA-Factory,
-# llama.cpp, and common sense. A name may be in several places; the first that the command has is meant.
+# llama.cpp, and usual ones. Of several options with a name, the first that the command has is meant.
 _KNOWN_AS = {
     "--per_device_train_batch_size": "batch_size train_batch_size per_device_batch_size per_gpu_train_batch_size "
     "device_batch_size micro_batch_size mini_batch_size bs",
@@ -43,12 +43,12 @@ _KNOWN_AS = {
     "--run_name": "wandb_run_name",
     "--project": "wandb_project",
     "--hub_model_id": "repo_id hub_repo hub_repo_id push_to_hub_model_id",
-    "--validation_file": "val_file val_data eval_file eval_data eval_data_file valid_file validation_data test_file",
+    "--validation_file": "val_file val_data eval_file eval_data eval_data_file valid_file validation_data",
     "--validation_fraction": "val_size val_fraction val_split val_ratio eval_size eval_fraction validation_split "
     "validation_split_percentage test_size",
     "--data": "train_file train_data train_data_file train_files data_path data_file data_files data_dir dataset "
     "dataset_name dataset_dir dataset_path datasets corpus text text_file text_path input input_file input_path file "
-    "files eval_file eval_data test_file test_data",
+    "files eval_file eval_data",
     "--output_dir": "out_dir output output_path output_folder outdir out save_dir save_path model_dir",
     "--output": "out_dir output_dir output_path output_folder outdir out outfile save_dir save_path",
     "--overwrite": "overwrite_output_dir force",
@@ -73,15 +73,18 @@ _KNOWN_AS = {
     "n_predict num_predict",
     "--block_size": "n_ctx ctx context context_length context_len context_size context_window ctx_len ctx_size "
     "n_positions max_length max_len max_seq_len max_seq_length max_sequence_length model_max_length seq_len seq_length "
-    "sequence_length cutoff_len window_size",
+    "sequence_length cutoff_len",
+    "--sliding_window": "window_size window",
     # Fine-tuning.
     "--lora": "use_lora peft use_peft finetuning_type finetuning_mode",
     "--lora_r": "lora_rank rank r",
     "--lora_targets": "lora_target lora_target_modules target_modules",
-    "--load_in_4bit": "quantization_bit use_4bit qlora quantization load_4bit",
+    "--load_in_4bit": "use_4bit qlora load_4bit",
+    "--load_in_4bit or --load_in_8bit": "quantization_bit quantization",
     "--load_in_8bit": "use_8bit load_8bit",
     "--sft": "instruct chat do_sft instruction",
-    "--assistant_only_loss": "train_on_prompt train_on_inputs mask_prompt completion_only_loss completions_only",
+    "--assistant_only_loss": "mask_prompt completion_only_loss completions_only",
+    "--assistant_only_loss false": "train_on_prompt train_on_inputs",
     "--truncate": "truncation",
     # Writing text.
     "--temperature": "temp",

@@ -81,7 +81,7 @@ def add_split_options(parser: argparse.ArgumentParser, *, show_all: bool) -> Non
         },
         "split_by": {
             "choices": get_args(get_type_hints(SplitSettings)["split_by"]),
-            "help": "line: shuffle the lines before the text is parted, for lists (default: position)",
+            "help": "line: shuffle the lines before the text is split, for lists (default: position)",
         },
         "split_seed": {"type": int, "metavar": "N", "help": f"seed of that shuffle (default: {default.split_seed})"},
     }
@@ -101,7 +101,7 @@ def add_reading_options(parser: argparse.ArgumentParser, *, show_all: bool) -> N
         },
         "documents": {
             "choices": RULES,
-            "help": "end each of these with the EOS token, and part the text between them, shuffled",
+            "help": "end each of these with the EOS token; shuffle and split the text by them",
         },
         "encoding": {"metavar": "NAME", "help": "encoding of the files, such as cp1252 or utf-16 (default: utf-8)"},
         "newlines": {

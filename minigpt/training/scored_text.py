@@ -13,7 +13,7 @@ from minigpt.training.streams import is_stream, spool_streams
 def text_to_score(
     model: str, data: Sequence[str] | None, part: str | None, reading: ReadSettings | None = None
 ) -> tuple[Corpus, str]:
-    """Load a text, read and parted as the model's run read and parted its own, into documents too.
+    """Load a text, read and split as the model's run read and split its own, into documents too.
 
     Args:
         model: The folder or Hub id of the model.
@@ -21,7 +21,7 @@ def text_to_score(
         part: `train`, `validation` or `all`; by default the validation split of the text that the model was trained on,
             and all of any other text.
         reading: Settings that decide how the text is read, in place of those of the run. Where the run's encoding or
-            column does not suit another text, the defaults are used.
+            column does not suit another text, the defaults are used, and lines where documents were rows.
 
     Returns:
         The text, and the part. All of a text is its training split.
@@ -36,17 +36,22 @@ def text_to_score(
     with suppress(ValueError, TypeError):
         known = {field.name: settings[field.name] for field in fields(SplitSettings) if field.name in settings}
         files = tuple(file for file in known.pop("validation_file", ()) if not is_stream(file))
-        parted = load_text(sources, split=SplitSettings(files, **known), reading=asked.over(own))
-        if parted.sha256 == trained_on.get("sha256"):
-            corpus = parted
+        same = load_text(sources, split=SplitSettings(files, **known), reading=asked.over(own))
+        if same.sha256 == trained_on.get("sha256"):
+            corpus = same
     corpus = corpus or _load_other(sources, asked, own)
     part = part or ("validation" if corpus.sha256 == trained_on.get("sha256") else "all")
     return (corpus.all_to_train() if part == "all" else corpus), part
 
 
 def _load_other(sources: Source | None, asked: ReadSettings, own: ReadSettings) -> Corpus:
-    """Load a text that is not the run's own, whose encoding and column may be others."""
-    if own.text_column and not asked.text_column:
+    """Load a text that is not the run's own: it may have another encoding or column, or no rows."""
+    own = replace(own, encoding=None)
+    ways = [own, replace(own, text_column=None)]
+    if own.documents == "rows":
+        ways += [replace(way, documents="lines") for way in ways]
+    *first, last = dict.fromkeys(asked.over(way) for way in ways)
+    for reading in first:
         with suppress(CorpusError):
-            return load_text(sources, reading=asked.over(replace(own, encoding=None)))
-    return load_text(sources, reading=asked.over(replace(own, encoding=None, text_column=None)))
+            return load_text(sources, reading=reading)
+    return load_text(sources, reading=last)

@@ -286,6 +286,15 @@ def test_a_run_learns_eos_records_documents_and_is_evaluated_by_its_own_rule(cap
     assert capsys.readouterr().out.startswith("one.txt, all of it, 4 tokens")
 
 
+def test_a_run_on_rows_is_scored_on_the_lines_of_a_text_without_rows(capsys):
+    write("names.jsonl", "".join(json.dumps({"text": name}) + "\n" for name in names()))
+    run("names.jsonl", rule="rows", output_dir="run")
+    write("two.txt", "Kalo\nMi\n")
+    capsys.readouterr()
+    assert main(["eval", "run", "--data", "two.txt", "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.startswith("two.txt, all of it, 7 tokens")
+
+
 def test_a_model_of_names_begins_ends_and_lists_them(capsys):
     write("names.txt", "\n".join(["Ann", "Bob"] * 50))
     model = SMALL | {"n_embd": 32}
