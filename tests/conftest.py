@@ -7,6 +7,7 @@ imports huggingface_hub: that library reads its settings once, when it is import
 import os
 import random
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -26,6 +27,10 @@ assert "huggingface_hub" not in sys.modules, "huggingface_hub was imported befor
 NOWHERE = "http://127.0.0.1:9"
 LOCAL = "127.0.0.1,localhost,::1"
 CACHES = Path(tempfile.mkdtemp(prefix="minigpt-tests-"))
+
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, in subprocesses too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def unused_port() -> int:
