@@ -110,14 +110,16 @@ def _generate(arguments: argparse.Namespace) -> None:
     if arguments.stream:
         stream_sample(model, tokenizer, prompt, **asked)
         return
-    before = None
-    for start, text in write_samples(model, tokenizer, prompt, count=arguments.num_samples, **asked):
+    written = ""
+    for number, (start, text) in enumerate(
+        write_samples(model, tokenizer, prompt, count=arguments.num_samples, **asked)
+    ):
         # Several names are a list; the new line that they may start from is none of their own.
         shown = start + text if arguments.prompt or arguments.num_samples == 1 else text
-        if before is not None and "\n" in before + shown:
+        written += shown
+        if number and "\n" in written:
             print(_SEPARATOR)
         print(shown, flush=True)
-        before = shown
 
 
 def _read_prompt(name: str) -> str:

@@ -197,9 +197,11 @@ def load_text(
         if reading.documents:
             return _hub_documents(source, rows, split, reading)
         every = [*rows.values()]
-        return _corpus(
+        corpus = _corpus(
             source, lambda: as_lines(row for read in every for row in read()), split, reading, has_columns=True
         )
+        joined = f"{source}: joining its splits {' and '.join(rows)}; the validation split is the end of the whole."
+        return _noticed(corpus, joined) if len(rows) > 1 and split == SplitSettings() else corpus
     sources = [source] if isinstance(source, str | os.PathLike) else source
     return _files(spool_streams(sources, as_rows=reading.text_column is not None), split, reading)
 
@@ -432,7 +434,8 @@ def _hub_documents(
 
     apart, left_out = None, [one for one, kind in kinds.items() if kind == "test"]
     if split.validation_file:
-        apart = _units_of_files([file for one in split.validation_file for file in find_files(one).train], reading)
+        sources = spool_streams(split.validation_file, as_rows=reading.text_column is not None)
+        apart = _units_of_files([file for one in sources for file in find_files(one).train], reading)
         left_out = [one for one, kind in kinds.items() if kind != "train"]
     elif "validation" in kinds.values():
         _refuse_other_split(name, next(one for one, kind in kinds.items() if kind == "validation"), split)

@@ -172,7 +172,8 @@ def refuse_option(parser: argparse.ArgumentParser, unknown: str) -> NoReturn:
     """
     option = unknown.partition("=")[0]
     if not option.startswith("-"):
-        parser.error(f"{unknown!r} belongs to no option.")
+        remedy = f"write --data {unknown}" if "--data" in parser._option_string_actions else "see --help"
+        parser.error(f"{unknown!r} belongs to no option; {remedy}.")
     parser.error(f"there is no option {option}; {_advice(parser, option)}")
 
 

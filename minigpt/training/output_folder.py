@@ -94,7 +94,7 @@ def check_same_text(checkpoint: Path, sha256: str) -> None:
     began_with = _kept_hash(checkpoint / TEXT_HASH, sha256)
     if began_with != sha256:
         raise RunError(
-            f"{checkpoint} was trained on another text (of SHA-256 {began_with[:12]}..., and this one's is "
+            f"{checkpoint} was trained on another text or split (of SHA-256 {began_with[:12]}..., and this one's is "
             f"{sha256[:12]}...); go on with the text that it began with, or train anew with --overwrite."
         )
 

@@ -96,6 +96,7 @@ class PushCallback(TrainerCallback):
 
     def push_run(self, commit_message: str | None, token: str | None, revision: str | None) -> Future[Push]:
         """Push the output folder of a finished run, after the uploads in progress."""
+        self._wait()
         args = self.trainer.args
         return self._uploads.submit(
             _push_run,

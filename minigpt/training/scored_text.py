@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
+from pathlib import Path
 
 from minigpt.training.corpus import Corpus, CorpusError, Source, SplitSettings, load_text
 from minigpt.training.reading import ReadSettings
@@ -39,7 +40,14 @@ def text_to_score(
         same = load_text(sources, split=SplitSettings(files, **known), reading=asked.over(own))
         if same.sha256 == trained_on.get("sha256"):
             corpus = same
-    corpus = corpus or _load_other(sources, asked, own)
+    if corpus is None:
+        corpus = _load_other(sources, asked, own)
+        if missing := [file for file in settings.get("validation_file") or () if not Path(file).exists()]:
+            notice = (
+                f"{missing[0]}, the run's validation split, is not here: {corpus.name} may be what the run was trained "
+                "on."
+            )
+            corpus = replace(corpus, notice="\n".join(filter(None, (notice, corpus.notice))))
     part = part or ("validation" if corpus.sha256 == trained_on.get("sha256") else "all")
     return (corpus.all_to_train() if part == "all" else corpus), part
 

@@ -157,6 +157,7 @@ class MiniGPTTrainer(Trainer):
         self._resumed_step = 0
         self._kept: set[Path] = set()
         self.last_checkpoint: Path | None = None
+        self._skips_evaluation = False
         self._publisher: PushCallback | None = None
         self.segments: list[Segment] = []
         if tokens is not None:
@@ -186,6 +187,10 @@ class MiniGPTTrainer(Trainer):
         self.add_callback(self._progress)
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+        # After the others: the end of the run is reported before its uploads are waited for.
+        if self._publisher is not None:
+            self.remove_callback(self._publisher)
+            self.add_callback(self._publisher)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train as transformers does; a damaged checkpoint is refused, or skipped if none was named.
@@ -217,6 +222,7 @@ class MiniGPTTrainer(Trainer):
             try:
                 return super().train(str(self._resumed_from) if self._resumed_from else None, *args, **kwargs)
             finally:
+                self.is_in_train = self._skips_evaluation = False
                 self._progress.close()
 
     def _refuse_unfit(self, checkpoint: Path) -> None:
@@ -232,13 +238,14 @@ class MiniGPTTrainer(Trainer):
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Estimate the loss on both splits and write a sample; with a dataset, evaluate as transformers does."""
-        if self.is_in_train and 0 < self._resumed_step == self.state.global_step:
-            return {}  # `eval_on_start` of a resumed run, which was evaluated where it stopped
+        if self._skips_evaluation:
+            self._skips_evaluation = False
+            return {}
         if eval_dataset is not None or not self.estimates:
             metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         else:
             metrics = self._report_estimates(metric_key_prefix)
-        if self.is_in_train:
+        if self.is_in_train and eval_dataset is None:
             for name in ("eval_train_loss", "eval_loss"):
                 self.refuse_divergence(metrics.get(name, 0.0))
             if self.args.keep_best and self.args.save_strategy != SaveStrategy.NO and self._is_best(metrics):
@@ -447,6 +454,7 @@ class MiniGPTTrainer(Trainer):
             if config is not None:
                 config.use_cache = use_cache
         if self._base_sha256 and self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)  # sharded weights are saved later
             (folder / BASE_HASH).write_text(f"{self._base_sha256}\n", encoding="utf-8")
         if self.has_documents and self.args.should_save and is_peft_model(self.model):
             # The adapter's base may suppress EOS.
@@ -564,6 +572,8 @@ class MiniGPTTrainer(Trainer):
                 f"{self._resumed_from} is at step {self._resumed_step} and its state was gone when it was to be read; "
                 "name another checkpoint."
             )
+        # It was evaluated where it stopped.
+        self._skips_evaluation = self.args.eval_on_start and self._resumed_step > 0
         # The checkpoint has no entry for callbacks added since, and the stock Trainer expects one for each.
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, ExportableState):

@@ -83,6 +83,15 @@ def test_texts_of_several_lines_have_a_line_between_them(folder: str, capsys: py
     assert len(set(texts)) == 3
 
 
+@pytest.mark.parametrize("ends", [False])
+def test_once_a_text_has_several_lines_every_later_one_is_set_apart(
+    folder: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ["one", "two\nlines", "three", "four"]
+    monkeypatch.setattr("minigpt.hub.chatting.samples.write_samples", lambda *_, **__: (("", text) for text in texts))
+    assert written(capsys, folder, "-n", "4") == f"one\n{LINE}\ntwo\nlines\n{LINE}\nthree\n{LINE}\nfour\n"
+
+
 def test_texts_are_made_in_batches_of_a_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = MiniGPTTokenizer.from_text(CHARACTERS)
     model = build(tokenizer)

@@ -99,7 +99,7 @@ def test_help_is_short_shows_an_example_and_leads_to_all_options(capsys):
         (["--dropout", "x"], "argument --dropout: invalid float value: 'x'"),
         (["--n_embd", "64.5"], "argument --n_embd/--hidden_size: invalid int value: '64.5'"),
         (["--preset", "bigram", "--n_layer", "2"], "BigramConfig has no field 'num_hidden_layers'"),
-        (["input.txt"], "'input.txt' belongs to no option."),
+        (["input.txt"], "'input.txt' belongs to no option; write --data input.txt."),
     ],
 )
 def test_what_is_asked_wrongly_is_refused_with_a_hint(capsys, argv, message):

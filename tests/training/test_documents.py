@@ -286,6 +286,17 @@ def test_a_run_learns_eos_records_documents_and_is_evaluated_by_its_own_rule(cap
     assert capsys.readouterr().out.startswith("one.txt, all of it, 4 tokens")
 
 
+def test_fine_tuning_a_model_of_documents_without_them_names_the_option(capsys):
+    write("names.txt", "\n".join(names()))
+    run("names.txt", output_dir="run")
+    capsys.readouterr()
+    with pytest.raises(UsageError, match="lacks"):
+        finetune("run", "names.txt", device="cpu", training=SHORT | {"output_dir": "tuned"})
+    assert "run was trained on documents; add --documents lines if" in capsys.readouterr().out
+    tune("run", "names.txt")
+    assert "add --documents" not in capsys.readouterr().out
+
+
 def test_a_run_on_rows_is_scored_on_the_lines_of_a_text_without_rows(capsys):
     write("names.jsonl", "".join(json.dumps({"text": name}) + "\n" for name in names()))
     run("names.jsonl", rule="rows", output_dir="run")

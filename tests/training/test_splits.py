@@ -150,3 +150,15 @@ def test_a_text_is_scored_whole_unless_the_run_was_trained_on_it(tmp_path, capsy
     assert score("--data", "test.txt").startswith("test.txt, all of it, 399 tokens")
     assert score("--data", "test.txt", "--split", "validation").startswith("test.txt, validation split, 39 tokens")
     assert score("--data", "mine.txt", "--split", "all").startswith("mine.txt, all of it, 1,199 tokens")
+
+
+def test_an_eval_that_cannot_find_the_validation_file_says_what_it_may_score(tmp_path, monkeypatch, capsys):
+    for name in ("base.txt", "held.txt"):
+        write(tmp_path / name, f"{name} to be or not to be\n" * 30)
+    run = ["train", "--data", "base.txt", "--validation_file", "held.txt", "--output_dir", "run", *SMALL, *SHORT]
+    assert main(run) == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    capsys.readouterr()
+    assert main(["eval", "../run", "--data", "../base.txt", "--device", "cpu"]) == 0
+    assert "held.txt, the run's validation split, is not here: base.txt may be" in capsys.readouterr().err

@@ -365,3 +365,29 @@ def test_a_local_run_imports_nothing_that_publishes(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert (tmp_path / "runs" / "seed" / "model.safetensors").is_file()
     assert done.stderr.split() == []
+
+
+def test_an_evaluation_of_another_dataset_in_training_neither_saves_nor_ends_it(
+    build_trainer, tokens, tmp_path
+) -> None:
+    class Evaluate(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            trainer.evaluate(trainer.eval_dataset)
+
+    changes = {"max_steps": 3, "save_strategy": "steps", "save_steps": 3, "eval_strategy": "no", "keep_best": True}
+    trainer = build_trainer(output_dir=str(tmp_path), **changes)
+    trainer.add_callback(Evaluate())
+    trainer.train()
+    assert [checkpoint.name for checkpoint in all_checkpoints(tmp_path)] == ["checkpoint-3"]
+
+
+def test_a_training_that_failed_is_over(build_trainer) -> None:
+    class Fail(TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            raise RuntimeError("stop")
+
+    trainer = build_trainer(max_steps=2)
+    trainer.add_callback(Fail())
+    with pytest.raises(RuntimeError, match="stop"):
+        trainer.train()
+    assert not trainer.is_in_train

@@ -186,6 +186,10 @@ def _finetune(
         refuse_single_document(corpus)
     if corpus and corpus.notice and is_main:
         print(corpus.notice, flush=True)
+    if corpus and not corpus.documents and is_main and (rule := recorded_reading(model).documents):
+        print(
+            f"{model} was trained on documents; add --documents {rule} if this text consists of them too.", flush=True
+        )
     conversations = load_conversations(data) if instruction else None
     if conversations and conversations.notice and is_main:
         print(conversations.notice, file=sys.stderr, flush=True)
