@@ -1,4 +1,4 @@
-"""The context of a model: how many tokens it can continue a prompt by, and what it raises past its end."""
+"""Context length of a model: the number of tokens it can write after a prompt, and the errors past its end."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,8 +19,8 @@ class Context:
     """The context of a model, and what happens past its end.
 
     Attributes:
-        length: Tokens that the model was made for, or None if any number will do.
-        crops: True if `generate()` moves the context along by itself, as a MiniGPT's does.
+        length: Context length in tokens, or None if there is no limit.
+        crops: True if `generate()` crops the context, as for a MiniGPT.
         is_table: True if the model looks positions up in a table and fails past its last one.
     """
 

@@ -119,7 +119,7 @@ class FastGenerationMixin(BlockGenerationMixin):
         forward = inspect.unwrap(type(self.model).forward)
         block_size = self.config.max_position_embeddings
         positions = torch.arange(block_size, device=input_ids.device).unsqueeze(0)  # (1, block)
-        masks = dict.fromkeys(self.config.layer_types)  # sdpa is causal by itself when there is no mask
+        masks = dict.fromkeys(self.config.layer_types)  # without a mask, sdpa is causal
         cache = BlockCache(block_size)
         batch_size = input_ids.shape[0]
         unfinished = torch.ones(batch_size, dtype=torch.long, device=input_ids.device)

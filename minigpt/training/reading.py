@@ -14,7 +14,9 @@ RULES: tuple[str, ...] = get_args(DocumentRule)
 
 @dataclass(frozen=True)
 class ReadSettings:
-    r"""Settings that decide how a text is read. None stands for the default, in place of which `over` sets others.
+    r"""Settings for reading a text.
+
+    A field that is None has its default value; `over` fills such fields from other settings.
 
     Attributes:
         text_column: Column of the text in rows; by default `text`, or the only column of strings.

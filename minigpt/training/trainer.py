@@ -284,7 +284,7 @@ class MiniGPTTrainer(Trainer):
 
     @property
     def estimates(self) -> bool:
-        """Whether it is watched by estimates of its own, and not by what the stock Trainer does."""
+        """True if `evaluate` estimates the loss on crops, False if it evaluates as the stock Trainer does."""
         return bool(self.streams)
 
     def estimate(self) -> dict[str, float]:
@@ -405,7 +405,7 @@ class MiniGPTTrainer(Trainer):
 
     @property
     def _is_plain(self) -> bool:
-        """Whether one process trains on one device, without loss scaling and without an optimizer of special needs."""
+        """True for one process on one device, without loss scaling and without `train()`/`eval()` on the optimizer."""
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
         return (
             not hasattr(optimizer, "train")

@@ -162,7 +162,7 @@ class Continuation:
         """
         ids = self.ids if self.ids and not line else self.ids + self._encode(line)
         context = Context.of(self.model)
-        # A MiniGPT crops its context by itself.
+        # `generate()` crops the context of a MiniGPT.
         most = context.length if context.crops else context.shown(_wanted(self.model, self.sampling))
         if most is not None and len(ids) > most and not self.is_cut:
             self.is_cut = True

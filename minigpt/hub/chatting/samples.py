@@ -1,4 +1,4 @@
-"""Texts that continue a prompt: several at once or one as it is made, each up to its first stop string."""
+"""Samples of text: several in a batch, or one that is streamed, each up to its first stop string."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -45,7 +45,7 @@ def write_samples(
         tokenizer: Its tokenizer.
         prompt: Ids of shape (1, seq).
         count: Number of texts.
-        stops: Strings before the first of which a text ends.
+        stops: Stop strings. A text ends before the first one in it.
         max_new_tokens: Most tokens of each.
         **sampling: Arguments of `generate()`.
 
