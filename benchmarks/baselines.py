@@ -151,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", help="a text file, a folder or a dataset's name, as for training (default: the same)")
     arguments = parser.parse_args(argv)
 
-    from minigpt.training.corpus import load_text
+    from minigpt.training.data.corpus import load_text
 
     try:
         corpus = load_text(arguments.data)

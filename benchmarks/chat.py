@@ -20,10 +20,10 @@ import torch
 from transformers import set_seed
 
 from benchmarks.side_by_side import markdown_table
-from minigpt.hub.trained import open_trained
-from minigpt.training.finetuning.chat_template import give_chat_template
-from minigpt.training.finetuning.instruction import ANSWER_TEMPERATURE
-from minigpt.training.finetuning.plays_task import Prompt, held_out_prompts
+from minigpt.hub.loading import open_trained
+from minigpt.training.data.chat_template import give_chat_template
+from minigpt.training.data.plays_task import Prompt, held_out_prompts
+from minigpt.training.instruction import ANSWER_TEMPERATURE
 
 BATCH = 64
 ROUNDS = 3
@@ -126,14 +126,14 @@ def answers(model: Any, tokenizer: Any, prompts: Sequence[Prompt], temperature: 
 
 
 def _train(folder: Path) -> Path:
-    from minigpt.training.run import train
+    from minigpt.training.train import train
 
     return train("chat", "plays", overwrite=True, training={"output_dir": str(folder)}).folder
 
 
 def _teach(model: Path, folder: Path) -> Path:
-    from minigpt.training.finetuning.instruction import InstructionSettings
-    from minigpt.training.finetuning.run import finetune
+    from minigpt.training.finetune import finetune
+    from minigpt.training.instruction import InstructionSettings
 
     return finetune(
         str(model), "plays", overwrite=True, instruction=InstructionSettings(), training={"output_dir": str(folder)}

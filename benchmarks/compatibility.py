@@ -39,12 +39,17 @@ SECTIONS = {
         "tests/hub/test_stock*.py",
         "tests/hub/test_gguf*.py",
     ),
-    "Fine-tuning": ("tests/training/finetuning/*.py", "tests/hub/test_adapters.py"),
+    "Fine-tuning": (
+        "tests/training/data/test_conversation*.py",
+        *(f"tests/training/test_{name}*.py" for name in ("finetune", "instruction", "lora", "qlora", "together")),
+        "tests/training/test_two_processes.py",
+        "tests/hub/test_adapter_folders.py",
+    ),
     "The Hub": (
-        "tests/hub/test_publish*.py",
+        "tests/hub/test_push*.py",
         "tests/hub/test_card.py",
-        "tests/training/test_push.py",
-        "tests/training/test_tokens_on_the_hub.py",
+        "tests/training/test_push_callback.py",
+        "tests/training/data/test_tokens_on_the_hub.py",
     ),
     "Bringing models in": (
         "tests/hub/test_importing.py",

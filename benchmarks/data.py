@@ -16,7 +16,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from minigpt.training.tokens import TokenStream
+    from minigpt.training.data.tokens import TokenStream
 
 SHAPES = ((16, 32), (12, 64), (64, 256))  # (batch, block) of the presets
 
@@ -33,9 +33,9 @@ def time_of(call: Callable[[], object], repeats: int) -> float:
 
 def report(data: str) -> None:
     """Prints what it takes to read a text, to encode it and to open it again, and then a batch of each kind."""
-    from minigpt.training.batches import blocks
-    from minigpt.training.corpus import load_text
-    from minigpt.training.tokens import TokenStream, tokenize_corpus
+    from minigpt.training.data.batches import blocks
+    from minigpt.training.data.corpus import load_text
+    from minigpt.training.data.tokens import TokenStream, tokenize_corpus
 
     corpus = load_text(data)
     print(f"{corpus.name}: {corpus.num_characters:,} characters\n")
@@ -66,7 +66,7 @@ def ways_to_a_batch(
     """Returns each way to a batch of this shape, by name."""
     from torch.utils.data import DataLoader
 
-    from minigpt.training.batches import RandomCrops, Windows, collate, get_batch
+    from minigpt.training.data.batches import RandomCrops, Windows, collate, get_batch
 
     indices = range(batch)
     crops = RandomCrops(train, block, length=10**6)
@@ -85,7 +85,7 @@ def ways_to_a_batch(
 
 def report_peak_memory(gigabytes: float) -> None:
     """Makes a file of that size, lets a process of its own load, encode and crop it, and prints that process's peak."""
-    from minigpt.training.corpus import load_text
+    from minigpt.training.data.corpus import load_text
 
     try:
         import resource  # noqa: F401
@@ -123,9 +123,9 @@ def measure(file: str) -> None:
         steps.append((name, now - start, peak, own_memory()))
         start = time.perf_counter()
 
-    from minigpt.training.batches import RandomCrops
-    from minigpt.training.corpus import load_text
-    from minigpt.training.tokens import TokenStream, tokenize_corpus
+    from minigpt.training.data.batches import RandomCrops
+    from minigpt.training.data.corpus import load_text
+    from minigpt.training.data.tokens import TokenStream, tokenize_corpus
 
     done("imports alone")
     corpus = load_text(file)

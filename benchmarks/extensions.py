@@ -33,16 +33,16 @@ from benchmarks.side_by_side import alternate, markdown_table, ratio
 from benchmarks.train_step import Clock, milliseconds
 from benchmarks.vocabularies import training_flops
 from minigpt import MiniGPTConfig, MiniGPTForCausalLM, finetune, load_text, tokenize_corpus, train
-from minigpt.hub.trained import open_trained
-from minigpt.training.completion import Run
+from minigpt.hub.loading import open_trained
+from minigpt.training.data.token_stream import TokenStream
+from minigpt.training.data.vocabulary import Vocabulary
 from minigpt.training.evaluation import validation_loss
-from minigpt.training.finetuning.adapters import LoraSettings
-from minigpt.training.finetuning.instruction import InstructionSettings, prepare_instruction
-from minigpt.training.finetuning.quantization import quantized_loading
+from minigpt.training.instruction import InstructionSettings, prepare_instruction
+from minigpt.training.lora import LoraSettings
 from minigpt.training.presets import get_preset
+from minigpt.training.quantization import quantized_loading
 from minigpt.training.report import hardware
-from minigpt.training.stream import TokenStream
-from minigpt.training.vocabulary import Vocabulary
+from minigpt.training.run import Run
 
 PAGE = ROOT / "docs" / "extensions.md"
 DATA = "plays"
@@ -257,7 +257,7 @@ def losses(sides: Mapping[str, Side]) -> dict[str, float]:
 
 def loss_of_answers(talker: Path) -> float:
     """The loss of held-back answers before any conversation was learned."""
-    from minigpt.training.finetuning.instruction_trainer import InstructionArguments, InstructionTrainer
+    from minigpt.training.instruction_trainer import InstructionArguments, InstructionTrainer
 
     network, tokenizer = open_trained(talker, "cpu")
     data = prepare_instruction(DATA, tokenizer, network.config.max_position_embeddings)

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.side_by_side import markdown_table
-from minigpt.training.run import train
+from minigpt.training.train import train
 
 
 def main(argv: list[str] | None = None) -> None:

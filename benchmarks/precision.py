@@ -24,7 +24,7 @@ from benchmarks.train_step import STEPS, Bench, Clock, our_trainer
 from minigpt import MiniGPTTokenizer, load_text, tokenize_corpus
 from minigpt.training.presets import get_preset
 from minigpt.training.report import hardware
-from minigpt.training.run import train
+from minigpt.training.train import train
 
 FLOAT32, BFLOAT16 = "float32", "bfloat16"
 PRECISIONS = {FLOAT32: {}, BFLOAT16: {"bf16": True}}

@@ -41,9 +41,9 @@ from minigpt import (
     load_text,
     tokenize_corpus,
 )
-from minigpt.training.batches import RandomCrops, blocks, collate
+from minigpt.training.data.batches import RandomCrops, blocks, collate
+from minigpt.training.data.token_stream import TokenStream
 from minigpt.training.presets import Preset, get_preset
-from minigpt.training.stream import TokenStream
 
 OURS, STOCK, GPT2 = "MiniGPT, our Trainer", "MiniGPT, stock Trainer", "GPT-2, stock Trainer"
 TEXTBOOK, BARE = "textbook, bare loop", "MiniGPT, bare loop"

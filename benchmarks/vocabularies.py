@@ -21,10 +21,10 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from benchmarks.side_by_side import markdown_table
-from minigpt.training.corpus import Corpus, load_text
+from minigpt.training.data.corpus import Corpus, load_text
+from minigpt.training.data.vocabulary import Vocabulary
 from minigpt.training.presets import MODEL_CLASSES, get_preset
-from minigpt.training.run import Run, train
-from minigpt.training.vocabulary import Vocabulary
+from minigpt.training.train import Run, train
 
 PRESET = "nano-cpu"
 DATA = "tiny_shakespeare"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # what `__getattr__` imports when it is asked for
     from minigpt.hub.exporting.formats import export_model as export_model
     from minigpt.hub.importing.sources import import_model as import_model
-    from minigpt.hub.publishing.publish import push_folder as push_folder
+    from minigpt.hub.publishing.push import push_folder as push_folder
     from minigpt.modeling_minigpt.configuration_bigram import BigramConfig as BigramConfig
     from minigpt.modeling_minigpt.configuration_minigpt import MiniGPTConfig as MiniGPTConfig
     from minigpt.modeling_minigpt.modeling_bigram import BigramForCausalLM as BigramForCausalLM
@@ -23,16 +23,16 @@ if TYPE_CHECKING:  # what `__getattr__` imports when it is asked for
     from minigpt.modeling_minigpt.textbook import TextbookGPT as TextbookGPT
     from minigpt.tokenization.tokenization_minigpt import MiniGPTTokenizer as MiniGPTTokenizer
     from minigpt.training.arguments import MiniGPTTrainingArguments as MiniGPTTrainingArguments
-    from minigpt.training.batches import get_batch as get_batch
-    from minigpt.training.corpus import SplitSettings as SplitSettings
-    from minigpt.training.corpus import load_text as load_text
-    from minigpt.training.finetuning.adapters import LoraSettings as LoraSettings
-    from minigpt.training.finetuning.instruction import InstructionSettings as InstructionSettings
-    from minigpt.training.finetuning.run import finetune as finetune
-    from minigpt.training.reading import ReadSettings as ReadSettings
-    from minigpt.training.run import train as train
-    from minigpt.training.stream import TokenStream as TokenStream
-    from minigpt.training.tokens import tokenize_corpus as tokenize_corpus
+    from minigpt.training.data.batches import get_batch as get_batch
+    from minigpt.training.data.corpus import SplitSettings as SplitSettings
+    from minigpt.training.data.corpus import load_text as load_text
+    from minigpt.training.data.read_settings import ReadSettings as ReadSettings
+    from minigpt.training.data.token_stream import TokenStream as TokenStream
+    from minigpt.training.data.tokens import tokenize_corpus as tokenize_corpus
+    from minigpt.training.finetune import finetune as finetune
+    from minigpt.training.instruction import InstructionSettings as InstructionSettings
+    from minigpt.training.lora import LoraSettings as LoraSettings
+    from minigpt.training.train import train as train
     from minigpt.training.trainer import MiniGPTTrainer as MiniGPTTrainer
 
 __version__ = version("minigpt-hf")
@@ -41,8 +41,8 @@ _PUBLIC = {
     "BigramConfig": "modeling_minigpt.configuration_bigram",
     "BigramForCausalLM": "modeling_minigpt.modeling_bigram",
     "BigramModel": "modeling_minigpt.modeling_bigram",
-    "InstructionSettings": "training.finetuning.instruction",
-    "LoraSettings": "training.finetuning.adapters",
+    "InstructionSettings": "training.instruction",
+    "LoraSettings": "training.lora",
     "MiniGPTConfig": "modeling_minigpt.configuration_minigpt",
     "MiniGPTForCausalLM": "modeling_minigpt.modeling_minigpt",
     "MiniGPTForSequenceClassification": "modeling_minigpt.modeling_minigpt",
@@ -51,18 +51,18 @@ _PUBLIC = {
     "MiniGPTTokenizer": "tokenization.tokenization_minigpt",
     "MiniGPTTrainer": "training.trainer",
     "MiniGPTTrainingArguments": "training.arguments",
-    "ReadSettings": "training.reading",
-    "SplitSettings": "training.corpus",
+    "ReadSettings": "training.data.read_settings",
+    "SplitSettings": "training.data.corpus",
     "TextbookGPT": "modeling_minigpt.textbook",
-    "TokenStream": "training.stream",
-    "finetune": "training.finetuning.run",
+    "TokenStream": "training.data.token_stream",
+    "finetune": "training.finetune",
     "export_model": "hub.exporting.formats",
-    "get_batch": "training.batches",
+    "get_batch": "training.data.batches",
     "import_model": "hub.importing.sources",
-    "load_text": "training.corpus",
-    "push_folder": "hub.publishing.publish",
-    "tokenize_corpus": "training.tokens",
-    "train": "training.run",
+    "load_text": "training.data.corpus",
+    "push_folder": "hub.publishing.push",
+    "tokenize_corpus": "training.data.tokens",
+    "train": "training.train",
 }
 __all__ = [*_PUBLIC, "__version__", "register"]
 

@@ -24,7 +24,7 @@ import pytest
 
 from benchmarks.readme import fill
 from minigpt.cli import main
-from minigpt.training.corpus import PLAYS
+from minigpt.training.data.corpus import PLAYS
 
 ROOT = Path(__file__).parents[1]
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]

@@ -104,7 +104,7 @@ def test_no_file_is_named_for_nothing() -> None:
 
 
 def test_the_command_line_imports_only_the_standard_library_until_a_command_runs() -> None:
-    tree = ast.parse((PACKAGE / "cli.py").read_text(encoding="utf-8"))
+    tree = ast.parse((PACKAGE / "cli" / "__init__.py").read_text(encoding="utf-8"))
     top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     modules = {node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in top}
     assert {str(module).split(".")[0] for module in modules} <= set(sys.stdlib_module_names)
@@ -188,6 +188,6 @@ for address in ("http://example.org", constants.ENDPOINT):
     assert Path(tempfile.gettempdir()) in Path(printed.strip()).parents
 
 
-@pytest.mark.parametrize("path", [*SOURCES, PACKAGE / "training" / "plays.txt"], ids=name_of)
+@pytest.mark.parametrize("path", [*SOURCES, PACKAGE / "training" / "data" / "plays.txt"], ids=name_of)
 def test_lines_end_in_line_feeds(path: Path) -> None:
     assert b"\r" not in path.read_bytes()

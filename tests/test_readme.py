@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.readme import NAMES, RESULTS, fill, shorten
 from minigpt.cli import main
-from minigpt.training.corpus import PLAYS
+from minigpt.training.data.corpus import PLAYS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -9,9 +9,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.vocabularies import PRESET, ROWS, Side, compare, training_flops
 from minigpt import MiniGPTConfig, MiniGPTForCausalLM
-from minigpt.training.corpus import PLAYS
+from minigpt.training.data.corpus import PLAYS
+from minigpt.training.data.vocabulary import Vocabulary
 from minigpt.training.presets import get_preset
-from minigpt.training.vocabulary import Vocabulary
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "vocabularies.md"
 

@@ -73,7 +73,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         (licence,) = (name for name in archive.namelist() if name.endswith("/licenses/LICENSE"))
         assert b"The MiniGPT authors" in archive.read(licence)
     assert names == wanted
-    assert {"minigpt/py.typed", "minigpt/training/plays.txt"} <= names
+    assert {"minigpt/py.typed", "minigpt/training/data/plays.txt"} <= names
 
 
 def test_the_wheel_says_what_it_needs(wheel: Path) -> None:
@@ -89,7 +89,7 @@ def test_the_wheel_says_what_it_needs(wheel: Path) -> None:
 def test_the_installed_package_is_the_wheels(scripts: Path, tmp_path: Path) -> None:
     code = "import minigpt; from importlib.resources import files; print(minigpt.__file__, minigpt.__version__); \
 assert files('minigpt').joinpath('py.typed').is_file(); \
-assert files('minigpt.training').joinpath('plays.txt').stat().st_size >= 400_000"
+assert files('minigpt.training.data').joinpath('plays.txt').stat().st_size >= 400_000"
     location, version = run(scripts / "python", "-c", code, cwd=tmp_path).split()
     assert scripts.parent in Path(location).parents
     assert run(scripts / "minigpt", "--version", cwd=tmp_path).split() == ["minigpt", version]

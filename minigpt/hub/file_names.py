@@ -3,7 +3,7 @@
 import fnmatch
 from pathlib import Path
 
-from minigpt.hub.adapters import BASE_HASH, CONFIG, WEIGHTS
+from minigpt.hub.adapter_folders import BASE_HASH, CONFIG, WEIGHTS
 from minigpt.hub.unfinished import CHECKPOINT
 from minigpt.modeling_minigpt import configuration_minigpt
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from minigpt.errors import FolderInUse
+
 logger = logging.getLogger(__name__)
 
 # The Hub's clients upload no name that begins with an underscore.
@@ -15,10 +17,6 @@ LOCK = "_run.lock"
 _IN_USE = "another run is writing to {}; wait until it ends, or name another --output_dir."
 # The folders that this process holds, and by which thread.
 _held: dict[Path, int] = {}
-
-
-class FolderInUse(ValueError):
-    """A run in another process, or in another thread, is writing to the folder."""
 
 
 @contextmanager

@@ -10,9 +10,9 @@ from safetensors import SafetensorError, safe_open
 from transformers import TrainerState
 from transformers.trainer_pt_utils import safe_globals
 
-from minigpt.errors import UsageError
-from minigpt.hub.adapters import CONFIG as ADAPTER_CONFIG
-from minigpt.hub.adapters import WEIGHTS as ADAPTER_WEIGHTS
+from minigpt.errors import CheckpointError, UsageError
+from minigpt.hub.adapter_folders import CONFIG as ADAPTER_CONFIG
+from minigpt.hub.adapter_folders import WEIGHTS as ADAPTER_WEIGHTS
 from minigpt.hub.file_names import UNFINISHED
 from minigpt.hub.json_files import AS_SAVED, kind_of, parse_json, read_object
 from minigpt.hub.saved_json import check_json
@@ -28,10 +28,6 @@ SETTINGS = "settings.json"
 
 # What FSDP and DeepSpeed keep their weights and optimizers in, in place of single files.
 _SHARDED_STATES = ("pytorch_model_fsdp*", "optimizer_*", "global_step*")
-
-
-class CheckpointError(ValueError):
-    """There is nothing whole to go on from; the message says what is wrong with what there is."""
 
 
 def all_checkpoints(run_dir: Path) -> list[Path]:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from minigpt.training.batches import IGNORED, RandomCrops, Windows, collate
-from minigpt.training.stream import TokenStream
+from minigpt.training.data.batches import IGNORED, RandomCrops, Windows, collate
+from minigpt.training.data.token_stream import TokenStream
 
 
 @dataclass(frozen=True)

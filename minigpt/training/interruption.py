@@ -9,20 +9,10 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from minigpt.errors import TrainingInterrupted
+
 # What a terminal sends for Ctrl-C, and what a cluster or a container sends before it kills.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-class TrainingInterrupted(KeyboardInterrupt):
-    """The training was stopped by a signal after a checkpoint; the message says where that is and how to go on.
-
-    Attributes:
-        signal_number: The signal.
-    """
-
-    def __init__(self, message: str, signal_number: int = signal.SIGINT) -> None:
-        super().__init__(message)
-        self.signal_number = signal_number
 
 
 @contextmanager

@@ -12,20 +12,17 @@ from torch import nn
 from transformers import PreTrainedConfig, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
-from minigpt.hub.adapters import BASE_HASH
+from minigpt.errors import RunError
+from minigpt.hub.adapter_folders import BASE_HASH
 from minigpt.hub.disk import nearest_existing
 from minigpt.hub.file_names import written_files
 from minigpt.hub.folders import check_path
 from minigpt.hub.json_files import read_object, understanding
-from minigpt.hub.opening import opening
+from minigpt.hub.loading_errors import opening
 from minigpt.training.checkpoints import SETTINGS, TEXT_HASH, all_checkpoints
 
 _ADAM_STATES = 2
 _BYTES_A_STATE = 4
-
-
-class RunError(ValueError):
-    """A run that cannot start or go on: the message names the folder, what is wrong with it and what to do."""
 
 
 def check_folder(folder: Path, *, resuming: bool, overwrite: bool) -> None:

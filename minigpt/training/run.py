@@ -1,182 +1,191 @@
-"""One whole run: from a text and a preset to a folder with a trained model, its losses, a picture and a sample."""
+"""How a run trains and ends: interrupted with a checkpoint, or scored, saved, drawn and reported."""
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from minigpt.hub.folders import clear_folder
-from minigpt.hub.run_lock import hold_folder
-from minigpt.hub.trained import check_vocabulary, limit_to_block
-from minigpt.modeling_minigpt.generation_minigpt import lecture_generation_config
-from minigpt.training.arguments import MiniGPTTrainingArguments
-from minigpt.training.checkpoints import find_checkpoint
-from minigpt.training.command_line import parse_train_command
-from minigpt.training.completion import Run, describe_text, run_to_the_end
-from minigpt.training.corpus import Corpus, SplitSettings, describe_documents, load_text, refuse_single_document
-from minigpt.training.interruption import exit_if_interrupted
-from minigpt.training.memory import check_memory, count_parameters
-from minigpt.training.output_folder import check_folder, check_room, check_same_model, check_same_text
-from minigpt.training.preparation import build_arguments, check_push
-from minigpt.training.presets import MODEL_CLASSES, Preset, get_preset
-from minigpt.training.reading import ReadSettings
-from minigpt.training.recorded_text import recorded_reading
-from minigpt.training.report import hardware
-from minigpt.training.segments import training_segments
-from minigpt.training.tokens import characters_per_token, tokenize_corpus
+from minigpt.errors import TrainingInterrupted
+from minigpt.training.autocast import without_autocast
+from minigpt.training.data.corpus import Corpus
+from minigpt.training.evaluation import Evaluation
+from minigpt.training.interruption import StopOnInterrupt
+from minigpt.training.plot import draw_losses
+from minigpt.training.report import describe_run, in_units, write_json
 from minigpt.training.trainer import MiniGPTTrainer
-from minigpt.training.vocabulary import Vocabulary, in_words, untrained_ids
 
-__all__ = ["Run", "main_train", "train"]
+SAMPLE_TOKENS = 500
 
 
-def main_train(argv: Sequence[str] | None = None) -> None:
-    """`minigpt train`.
+@dataclass(frozen=True)
+class Run:
+    """What a run has made.
 
-    Raises:
-        SystemExit: 2 if it was asked wrongly, 130 if it was stopped by Ctrl-C, 143 by SIGTERM.
-        UsageError: An argument has an impossible value; the message is one sentence.
-        ValueError: It could not be done, likewise.
-        FloatingPointError: The training has diverged.
+    Attributes:
+        folder: Where everything lies: the model, the tokenizer, `run.json`, `loss.png`, `sample.txt`, checkpoints.
+        model: The trained model, in evaluation mode.
+        tokenizer: Its tokenizer.
+        validation: The model's loss over the whole validation split.
+        report: What `run.json` holds.
     """
-    command = parse_train_command(argv)
-    with exit_if_interrupted():
-        train(**vars(command) | {"vocabulary": Vocabulary(**command.vocabulary)})
+
+    folder: Path
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    validation: Evaluation
+    report: dict[str, Any]
 
 
-def train(
-    preset: str = "seed",
-    data: Any = None,
+def describe_text(corpus: Corpus, trainer: MiniGPTTrainer) -> dict[str, Any]:
+    """What `run.json` says of the text that a run trains on."""
+    return {
+        "name": corpus.name,
+        "bytes": corpus.num_bytes,
+        "characters": corpus.count_characters(),
+        "sha256": corpus.sha256,
+        "train_characters": corpus.count_characters("train"),
+        **_describe_documents(corpus),
+        "split": asdict(corpus.split),
+        "reading": asdict(corpus.reading),
+        "split_tokens": {split: len(stream) for split, stream in trainer.streams.items()},
+    }
+
+
+def _describe_documents(corpus: Corpus) -> dict[str, Any]:
+    if corpus.documents is None:
+        return {}
+    held_back = corpus.num_documents - corpus.train_documents
+    return {
+        "split_documents": {"train": corpus.train_documents, "validation": held_back},
+        "is_shuffled": corpus.is_shuffled,
+    }
+
+
+def run_to_the_end(
+    trainer: MiniGPTTrainer,
+    checkpoint: Path | None,
     *,
-    split: SplitSettings | None = None,
-    reading: ReadSettings | None = None,
-    device: str | None = None,
-    overwrite: bool = False,
-    vocabulary: Vocabulary | None = None,
-    model: Mapping[str, Any] | None = None,
-    training: Mapping[str, Any] | None = None,
+    origin: dict[str, Any],
+    data: dict[str, Any],
+    libraries: Sequence[str] = (),
 ) -> Run:
-    """Trains a model on a text and saves it.
+    """Trains, and makes of the output folder a finished run.
 
     Args:
-        preset: Name of a preset.
-        data: What `load_text` takes; by default what it finds.
-        split: Settings of the validation split; by default the last tenth of the text.
-        reading: Settings that decide how the text is read; a resumed run remembers its own.
-        device: `cpu`, `cuda` or `mps`; by default the best there is.
-        overwrite: Whether a run that the output folder already holds is replaced; other files stay.
-        vocabulary: What the tokens are; by default the text's characters.
-        model: Fields of the model's config that differ from the preset's.
-        training: Arguments of `MiniGPTTrainingArguments` that differ from the preset's, `output_dir` (by default
-            `runs/<preset>`) and `resume_from_checkpoint` (a folder, or True for the last whole one) among them.
-
-    Returns:
-        What was made, all of it saved.
+        trainer: What trains.
+        checkpoint: What to go on from, or None.
+        origin: What the run started from, for `run.json`.
+        data: What it trains on, likewise.
+        libraries: Packages that have a part in it, beside those that have in every run.
 
     Raises:
-        ValueError: Before any work has started: something was asked for that cannot be done, `UsageError` where no
-            other text or folder would help. One sentence says what.
-        PushFailed: The Hub did not take the run; before any work if that can be known, else when all of it is saved.
         FloatingPointError: The training has diverged; its checkpoints from before are still there.
+        PushFailed: The Hub did not take the run, all of which is saved.
         TrainingInterrupted: Ctrl-C was pressed, or SIGTERM came; a checkpoint has been saved.
     """
-    chosen = get_preset(preset)
-    config = chosen.build_config(**(model or {}))  # impossible values are refused before anything is read
-    vocabulary = vocabulary or Vocabulary()
-    vocabulary.check()
-    args = build_arguments(
-        {**chosen.training, "output_dir": str(Path("runs") / chosen.name)}, training or {}, device=device
-    )
-    block_size = config.max_position_embeddings
-    check_memory(count_parameters(MODEL_CLASSES[chosen.model_type], config), config, args, block_size)
-    folder, is_main = Path(args.output_dir), args.process_index == 0
-    resuming = bool(args.resume_from_checkpoint)
-    if is_main:
-        check_folder(folder, resuming=resuming, overwrite=overwrite)
-        check_push(args, chosen.model_type)
-    with hold_folder(folder) if is_main else nullcontext():
-        return _train(chosen, data, split, reading, args, dict(model or {}), vocabulary, overwrite=overwrite)
-
-
-def _train(
-    chosen: Preset,
-    data: Any,
-    split: SplitSettings | None,
-    reading: ReadSettings | None,
-    args: MiniGPTTrainingArguments,
-    model: dict[str, Any],
-    vocabulary: Vocabulary,
-    *,
-    overwrite: bool,
-) -> Run:
-    """Trains, in a folder that is locked."""
-    folder, is_main = Path(args.output_dir), args.process_index == 0
-    resuming = bool(args.resume_from_checkpoint)
-    checkpoint = find_checkpoint(folder, args.resume_from_checkpoint) if resuming else None
-
-    reading = (reading or ReadSettings()).over(recorded_reading(checkpoint) if checkpoint else ReadSettings())
-    corpus = load_text(data, split=split, reading=reading)
-    refuse_single_document(corpus)
-    if corpus.notice and is_main:
-        print(corpus.notice, flush=True)
-    if checkpoint:
-        check_same_text(checkpoint, corpus.split_sha256)
-    with args.main_process_first() if args.world_size > 1 else nullcontext():
-        tokenizer = vocabulary.learn(corpus)
-        tokens = tokenize_corpus(corpus, tokenizer)
-    set_seed(args.seed)
-    network = _build_model(chosen, tokenizer, model, has_documents=corpus.documents is not None)
-    if checkpoint:
-        check_same_model(checkpoint, network.config, tokenizer)
-        training_segments(checkpoint, args)  # refuses other arguments
-    if is_main:
-        check_room(folder, network, args, resuming=resuming)
-    trainer = MiniGPTTrainer(
+    _train_until_interrupted(trainer, checkpoint)
+    args, state, network = trainer.args, trainer.state, without_autocast(trainer.model).eval()
+    network.config.use_cache = True  # the Trainer has turned it off
+    folder = Path(args.output_dir)
+    validation = trainer.score(network)
+    trainer.refuse_divergence(validation.loss)
+    best_checkpoint = state.best_model_checkpoint and Path(state.best_model_checkpoint)
+    is_chosen = bool(args.load_best_model_at_end and best_checkpoint)
+    model_step = state.best_global_step if is_chosen else state.global_step
+    best = None
+    if best_checkpoint and best_checkpoint.is_dir() and state.best_global_step != model_step:
+        best = {
+            "step": state.best_global_step,
+            "estimate": state.best_metric,
+            "checkpoint": best_checkpoint.name,
+            "validation": in_units(trainer.score_checkpoint(best_checkpoint)),
+        }
+    curves = [
+        {"step": entry["step"], "train": entry["eval_train_loss"], "validation": entry["eval_loss"]}
+        for entry in state.log_history
+        if "eval_train_loss" in entry
+    ]
+    report = describe_run(
+        origin,
         network,
+        data,
         args,
-        tokens,
-        characters_per_token=characters_per_token(corpus, tokens["validation"]),
-        has_documents=corpus.documents is not None,
-        text_sha256=corpus.split_sha256,
-        settings={"reading": asdict(corpus.reading)},
-        processing_class=tokenizer,
+        trainer.segments,
+        steps=state.global_step,
+        tokens=trainer.tokens_seen(),
+        block_size=trainer.block_size,
+        seconds=next(entry["train_runtime"] for entry in reversed(state.log_history) if "train_runtime" in entry),
+        validation=validation,
+        model_step=model_step,
+        chosen_on_validation=is_chosen,
+        best=best,
+        curves=curves,
+        libraries=libraries,
     )
-    if is_main:
-        if overwrite and not resuming:
-            clear_folder(folder)
-        _print_header(chosen, corpus, tokenizer, trainer, checkpoint)
-    return run_to_the_end(trainer, checkpoint, origin={"preset": chosen.name}, data=describe_text(corpus, trainer))
+    sample = trainer.sample(SAMPLE_TOKENS) if args.should_save else ""
+    with trainer.staged_files() as staged:
+        trainer.save_model(str(staged), _internal_call=True)  # pushes nothing yet
+        if args.should_save:
+            state.save_to_json(str(staged / "trainer_state.json"))
+            (staged / "sample.txt").write_text(sample + "\n", encoding="utf-8")
+            write_json(staged / "run.json", report)
+            _draw(report, staged / "loss.png")
+    if args.process_index == 0:
+        _print_results(folder, report, sample)
+    if args.push_to_hub and (pushed := trainer.push_to_hub(commit_message=None)) is not None:
+        print(f"hub      {pushed.url}", flush=True)
+    return Run(folder, network, trainer.processing_class, validation, report)
 
 
-def _build_model(preset: Preset, tokenizer: Any, changes: dict[str, Any], *, has_documents: bool) -> PreTrainedModel:
-    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    config = preset.build_config(vocab_size=len(tokenizer), **ids, **changes)
-    network = MODEL_CLASSES[config.model_type](config)
-    network.generation_config = lecture_generation_config(
-        untrained_ids(tokenizer, has_documents=has_documents),
-        # EOS is also what comes before a document: an empty prompt begins one.
-        bos_token_id=tokenizer.eos_token_id if has_documents else None,
-        **ids,
+def _draw(report: dict[str, Any], path: Path) -> None:
+    """Draws the losses. A picture that cannot be drawn does not cost the run its model."""
+    try:
+        draw_losses(report, path)
+    except OSError:
+        raise  # a full disk
+    except Exception as error:
+        print(f"{path.name} could not be drawn: {error}.", file=sys.stderr)
+
+
+def _train_until_interrupted(trainer: MiniGPTTrainer, checkpoint: Path | None) -> None:
+    interrupt = StopOnInterrupt()
+    trainer.add_callback(interrupt)
+    # Processes of one run would stop at different steps and wait for each other for ever.
+    with interrupt if trainer.args.world_size == 1 else nullcontext():
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    step = trainer.state.global_step
+    if interrupt.received is not None and step < trainer.state.max_steps:
+        saved = Path(trainer.args.output_dir) / f"checkpoint-{step}"
+        raise TrainingInterrupted(
+            f"Stopped after step {step}; the checkpoint is {saved}. Go on with the same command and "
+            "--resume_from_checkpoint.",
+            interrupt.received,
+        )
+
+
+def _print_results(folder: Path, report: dict[str, Any], sample: str) -> None:
+    validation, training, best = report["losses"]["validation"], report["training"], report["losses"]["best"]
+    print()
+    print(
+        f"validation loss {validation['loss']:.4f} nats a token over all {validation['targets']:,} "
+        f"({validation['bits_per_character']:.3f} bits a character, perplexity {validation['perplexity']:.2f})"
     )
-    check_vocabulary(network, tokenizer)
-    limit_to_block(tokenizer, network)
-    return network
-
-
-def _print_header(
-    preset: Preset, corpus: Corpus, tokenizer: Any, trainer: MiniGPTTrainer, checkpoint: Path | None
-) -> None:
-    train, validation = (len(trainer.streams[split]) for split in ("train", "validation"))
-    unit = "characters" if hasattr(tokenizer, "stoi") else "tokens"
-    print(f"preset  {preset.name}: {preset.description}")
-    print(f"data    {corpus.name}: {train:,} {unit} to train on, {validation:,} to validate")
-    if corpus.documents:
-        print(f"        {describe_documents(corpus)}")
-    print(f"model   {trainer.model.num_parameters():,} parameters, block of {trainer.block_size}")
-    print(f"        {in_words(tokenizer)}")
-    print(f"device  {trainer.args.device.type}: {hardware(trainer.args.device)}")
-    print(f"folder  {trainer.args.output_dir}" + (f", going on from {checkpoint.name}" if checkpoint else ""))
-    print(flush=True)
+    if report["model"]["chosen_on_validation"]:
+        print(f"of the model after step {report['model']['step']}, chosen for its loss on this same validation split")
+    if best:
+        print(
+            f"the best checkpoint, chosen on this same validation split: {folder / best['checkpoint']}, "
+            f"{best['validation']['loss']:.4f}"
+        )
+    speed = f"{training['tokens_per_second']:,.0f} tokens a second"
+    print(f"{training['steps']} steps in {training['seconds']:.0f} s, {speed}\n")
+    print(sample.strip("\n"))
+    print()
+    print(f"model    {folder}")
+    print(f"picture  {folder / 'loss.png'}")
+    has_conversations = "split_rows" in report["data"]
+    print(f"more     minigpt {f'chat {folder}' if has_conversations else f'generate {folder} --stream'}", flush=True)

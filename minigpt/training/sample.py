@@ -8,8 +8,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from minigpt.hub.context import Context
-from minigpt.hub.trained import encode_prompt
-from minigpt.training.vocabulary import untrained_ids
+from minigpt.hub.loading import encode_prompt
+from minigpt.training.data.vocabulary import untrained_ids
 
 
 def write_sample(

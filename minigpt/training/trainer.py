@@ -40,18 +40,17 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import SaveStrategy
 from transformers.training_args import OptimizerNames
 
-from minigpt.hub.adapters import BASE_HASH, refuse_unfit_adapter
+from minigpt.errors import CheckpointError
+from minigpt.hub.adapter_folders import BASE_HASH, refuse_unfit_adapter
 from minigpt.hub.disk import plain_save_errors
 from minigpt.hub.file_names import UNFINISHED
 from minigpt.hub.json_files import read_object, understanding
 from minigpt.hub.run_lock import hold_folder
 from minigpt.hub.weights import check_files, load_whole
 from minigpt.training.arguments import MiniGPTTrainingArguments
-from minigpt.training.batches import RandomCrops, Windows, collate
 from minigpt.training.checkpoints import (
     SETTINGS,
     TEXT_HASH,
-    CheckpointError,
     checkpoint_fault,
     delete_surplus,
     find_checkpoint,
@@ -59,9 +58,11 @@ from minigpt.training.checkpoints import (
     remove_unfinished,
     step_of,
 )
+from minigpt.training.data.batches import RandomCrops, Windows, collate
+from minigpt.training.data.token_stream import TokenStream
 from minigpt.training.evaluation import Evaluation, estimate_loss, validation_loss
+from minigpt.training.gradient_checkpointing import check_recomputable
 from minigpt.training.progress import ProgressLines, no_progress_bars
-from minigpt.training.recomputation import check_recomputable
 from minigpt.training.sample import write_sample
 from minigpt.training.segments import (
     Segment,
@@ -71,11 +72,10 @@ from minigpt.training.segments import (
     training_segments,
     write_segments,
 )
-from minigpt.training.staging import publish_checkpoint, publish_files, unchanged_card
-from minigpt.training.stream import TokenStream
+from minigpt.training.staged_files import publish_checkpoint, publish_files, unchanged_card
 
 if TYPE_CHECKING:
-    from minigpt.training.publishing import PushCallback
+    from minigpt.training.push_callback import PushCallback
 
 logger = logging.getLogger(__name__)
 
@@ -651,7 +651,7 @@ class MiniGPTTrainer(Trainer):
         if not isinstance(model, PreTrainedModel) and not is_peft_model(model):
             return None
         if self._publisher is None:
-            from minigpt.training.publishing import PushCallback
+            from minigpt.training.push_callback import PushCallback
 
             self._publisher = PushCallback(self)
             self.add_callback(self._publisher)

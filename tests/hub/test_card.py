@@ -27,8 +27,8 @@ from minigpt.errors import UsageError
 from minigpt.hub.publishing.card import is_generated, model_card
 from minigpt.hub.publishing.known_texts import KNOWN_TEXTS
 from minigpt.hub.publishing.saved_folder import read_saved_folder
-from minigpt.training.corpus import PLAYS
-from minigpt.training.tiny_shakespeare import SHA256
+from minigpt.training.data.corpus import PLAYS
+from minigpt.training.data.tiny_shakespeare import SHA256
 from tests.hub.without_package import WITHOUT_PACKAGE
 
 if TYPE_CHECKING:

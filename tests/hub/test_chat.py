@@ -20,7 +20,7 @@ from minigpt.hub.chatting.chat import HELP, chat
 from minigpt.hub.chatting.streaming import TokenStreamer
 from minigpt.modeling_minigpt.generation_minigpt import lecture_generation_config
 from minigpt.tokenization.subword import train_bpe
-from minigpt.training.finetuning.chat_template import CHAT_TEMPLATE
+from minigpt.training.data.chat_template import CHAT_TEMPLATE
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz !?.<|>\n"
 ROLES = ["<|system|>", "<|user|>", "<|assistant|>"]

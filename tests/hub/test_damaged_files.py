@@ -15,7 +15,7 @@ from minigpt.errors import UsageError
 from minigpt.hub.json_files import AS_SAVED, read_object
 from minigpt.hub.stock.conversion import save_stock
 from minigpt.training.checksums import CHECKSUMS
-from minigpt.training.corpus import PLAYS
+from minigpt.training.data.corpus import PLAYS
 
 TEXT = PLAYS.read_text(encoding="utf-8")[:2000]
 # Words of Python, Rust or torch that tell a person nothing.

@@ -18,7 +18,7 @@ from minigpt.hub.exporting.formats import export_model
 from minigpt.hub.stock.conversion import save_stock, to_stock
 from minigpt.modeling_minigpt.generation_minigpt import lecture_generation_config
 from minigpt.tokenization.subword import train_bpe, train_sentencepiece
-from minigpt.training.corpus import PLAYS
+from minigpt.training.data.corpus import PLAYS
 from tests.hub.double import Hub
 from tests.hub.stock_shapes import BLOCK, GPT2, PURE, draw_ids, minigpt
 

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from minigpt.cli import main
-from minigpt.errors import UsageError
-from minigpt.hub.disk import SaveError
+from minigpt.errors import SaveError, UsageError
 from minigpt.hub.exporting.graph_card import graph_card, is_graph_card
 from minigpt.hub.extras import require_extra
 from minigpt.hub.folders import check_output, check_path, clear_folder, staged_folder

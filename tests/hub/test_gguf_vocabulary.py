@@ -9,7 +9,7 @@ from minigpt import MiniGPTTokenizer
 from minigpt.errors import UsageError
 from minigpt.hub.exporting.gguf_vocabulary import CONTROL, NORMAL, UNUSED, USER_DEFINED, Vocabulary, gguf_vocabulary
 from minigpt.tokenization.subword import train_bpe, train_sentencepiece
-from minigpt.training.corpus import PLAYS
+from minigpt.training.data.corpus import PLAYS
 
 # One, two, three and four bytes, a space, llama.cpp's mark for one, letters that stand for bytes, and characters that
 # share their first bytes.

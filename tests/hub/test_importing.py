@@ -25,7 +25,7 @@ from minigpt.cli import main
 from minigpt.errors import UsageError
 from minigpt.hub.importing import sources
 from minigpt.hub.importing.sources import import_model
-from minigpt.training.corpus import PLAYS
+from minigpt.training.data.corpus import PLAYS
 from tests.hub.double import Hub
 from tests.hub.foreign_models import LectureBigram, LectureGPT, NanoGPT, save_nanogpt, sharpen, write
 

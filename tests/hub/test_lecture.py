@@ -12,7 +12,7 @@ from minigpt import BigramForCausalLM, MiniGPTConfig, MiniGPTForCausalLM, MiniGP
 from minigpt.errors import UsageError
 from minigpt.hub.importing.sources import import_model
 from minigpt.modeling_minigpt.textbook import lecture_weights
-from minigpt.training.corpus import PLAYS
+from minigpt.training.data.corpus import PLAYS
 from tests.hub.foreign_models import LectureBigram, LectureGPT, sharpen, write
 
 TEXT = "to be or nots"  # 8 characters

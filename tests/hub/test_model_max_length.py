@@ -17,7 +17,7 @@ from minigpt.cli import main
 from minigpt.hub.exporting.formats import export_model
 from minigpt.hub.stock.conversion import to_stock
 from minigpt.tokenization.subword import train_bpe, train_sentencepiece
-from minigpt.training.corpus import PLAYS
+from minigpt.training.data.corpus import PLAYS
 from tests.hub import stock_shapes
 from tests.hub.foreign_models import LectureBigram, NanoGPT, save_nanogpt
 from tests.hub.sharp_models import BLOCK, KINDS, bigram, gpt, lecture_loop, save

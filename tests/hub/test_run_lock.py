@@ -10,8 +10,9 @@ import pytest
 from filelock import FileLock
 
 from minigpt.cli import main
+from minigpt.errors import FolderInUse
 from minigpt.hub.folders import check_output
-from minigpt.hub.run_lock import LOCK, FolderInUse, hold_folder, refuse_running
+from minigpt.hub.run_lock import LOCK, hold_folder, refuse_running
 
 HOLD = """
 import sys, time

@@ -14,7 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, TokenizersBackend
 from minigpt import MiniGPTConfig, MiniGPTForCausalLM, MiniGPTTokenizer
 from minigpt.cli import main
 from minigpt.tokenization.subword import train_bpe, train_sentencepiece
-from minigpt.training.corpus import PLAYS
+from minigpt.training.data.corpus import PLAYS
 
 if TYPE_CHECKING:
     from tests.hub.double import Hub

@@ -12,10 +12,10 @@ from huggingface_hub import hf_hub_download
 from transformers import AutoTokenizer
 
 from minigpt.cli import main
-from minigpt.hub.publishing.publish import push_folder
+from minigpt.hub.publishing.push import push_folder
 from minigpt.hub.publishing.saved_folder import Vocabulary, read_saved_folder
 from minigpt.tokenization.subword import train_bpe
-from minigpt.training.corpus import PLAYS
+from minigpt.training.data.corpus import PLAYS
 from tests.hub.without_package import WITHOUT_PACKAGE
 
 if TYPE_CHECKING:

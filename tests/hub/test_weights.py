@@ -16,9 +16,9 @@ from minigpt.cli import main
 from minigpt.errors import UsageError
 from minigpt.hub.exporting.formats import export_model
 from minigpt.hub.importing.sources import import_model
-from minigpt.hub.trained import open_trained
+from minigpt.hub.loading import open_trained
 from minigpt.hub.weights import load_whole
-from minigpt.training.corpus import PLAYS
+from minigpt.training.data.corpus import PLAYS
 from tests.hub.bare_python import OURS
 
 TEXT = PLAYS.read_text(encoding="utf-8")[:2000]

@@ -5,7 +5,7 @@ import pytest
 
 from minigpt.tokenization.subword import train_bpe, train_sentencepiece
 from minigpt.tokenization.tokenization_minigpt import MiniGPTTokenizer
-from minigpt.training.corpus import PLAYS
+from minigpt.training.data.corpus import PLAYS
 
 TEXT = PLAYS.read_text(encoding="utf-8")[:60_000] + "é 中 😀 \u2581 Ġ <0x41>"
 KINDS: dict[str, Callable[[], Any]] = {

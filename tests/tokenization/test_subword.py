@@ -9,7 +9,7 @@ from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer
 
 from minigpt.tokenization.subword import train_bpe, train_sentencepiece
-from minigpt.training.corpus import PLAYS
+from minigpt.training.data.corpus import PLAYS
 
 TEXT = PLAYS.read_text(encoding="utf-8")[:60_000]
 SIZE = 400

@@ -9,8 +9,8 @@ from minigpt.modeling_minigpt.configuration_minigpt import MiniGPTConfig
 from minigpt.modeling_minigpt.modeling_minigpt import MiniGPTForCausalLM
 from minigpt.tokenization.tokenization_minigpt import MiniGPTTokenizer
 from minigpt.training.arguments import MiniGPTTrainingArguments
-from minigpt.training.corpus import load_text
-from minigpt.training.tokens import tokenize_corpus
+from minigpt.training.data.corpus import load_text
+from minigpt.training.data.tokens import tokenize_corpus
 
 
 def verse(num_lines: int = 400) -> str:

@@ -9,10 +9,10 @@ import torch
 from transformers import TrainingArguments
 
 from minigpt.cli import main
+from minigpt.cli.train import build_parser, parse_train_command
 from minigpt.training.arguments import MiniGPTTrainingArguments
-from minigpt.training.command_line import build_parser, parse_train_command
-from minigpt.training.preparation import build_arguments
 from minigpt.training.presets import get_preset
+from minigpt.training.setup import build_arguments
 
 
 def refusal(capsys, *argv):

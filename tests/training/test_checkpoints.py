@@ -19,13 +19,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
-from minigpt.errors import UsageError
-from minigpt.hub.disk import SaveError
-from minigpt.hub.run_lock import LOCK, FolderInUse
+from minigpt.cli.train import main_train
+from minigpt.errors import CheckpointError, FolderInUse, SaveError, UsageError
+from minigpt.hub.run_lock import LOCK
 from minigpt.modeling_minigpt.modeling_minigpt import MiniGPTForCausalLM
 from minigpt.training.checkpoints import (
     UNFINISHED,
-    CheckpointError,
     all_checkpoints,
     checkpoint_fault,
     delete_surplus,
@@ -33,7 +32,6 @@ from minigpt.training.checkpoints import (
     last_whole_checkpoint,
 )
 from minigpt.training.checksums import CHECKSUMS, write_checksums
-from minigpt.training.run import main_train
 from minigpt.training.trainer import MiniGPTTrainer
 
 # Everything that a resumed run has to bring back is in play: dropout, momentum, a schedule, accumulation, checkpoints
@@ -469,7 +467,7 @@ DIES_WHILE_SAVING = """
 import os, signal, sys
 import torch
 from minigpt.training.checksums import CHECKSUMS, write_checksums
-from minigpt.training.run import main_train
+from minigpt.cli.train import main_train
 files_left = int(sys.argv.pop(1))
 save = torch.save
 def save_and_die(value, file, *args, **kwargs):
@@ -481,7 +479,7 @@ def save_and_die(value, file, *args, **kwargs):
 torch.save = save_and_die
 main_train(sys.argv[1:])
 """
-JUST_TRAINS = "import sys; from minigpt.training.run import main_train; main_train(sys.argv[1:])"
+JUST_TRAINS = "import sys; from minigpt.cli.train import main_train; main_train(sys.argv[1:])"
 
 needs_sigkill = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from minigpt.training.data.token_stream import TokenStream
 from minigpt.training.evaluation import estimate_loss, validation_loss
 from minigpt.training.sample import write_sample
-from minigpt.training.stream import TokenStream
 
 BLOCK = 8
 

@@ -12,9 +12,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks.peak_memory import PeakMemory
 from minigpt.cli import main
+from minigpt.cli.train import parse_train_command
 from minigpt.modeling_minigpt.configuration_bigram import BigramConfig
 from minigpt.modeling_minigpt.modeling_bigram import BigramForCausalLM
-from minigpt.training.command_line import parse_train_command
 from minigpt.training.trainer import MiniGPTTrainer
 
 STEPS, LAYERS = 3, 2

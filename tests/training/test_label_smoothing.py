@@ -10,9 +10,9 @@ from minigpt.modeling_minigpt.configuration_bigram import BigramConfig
 from minigpt.modeling_minigpt.configuration_minigpt import MiniGPTConfig
 from minigpt.modeling_minigpt.modeling_bigram import BigramForCausalLM
 from minigpt.modeling_minigpt.modeling_minigpt import MiniGPTForCausalLM
-from minigpt.training.batches import RandomCrops, collate
-from minigpt.training.finetuning.adapters import LoraSettings, add_lora
-from minigpt.training.stream import TokenStream
+from minigpt.training.data.batches import RandomCrops, collate
+from minigpt.training.data.token_stream import TokenStream
+from minigpt.training.lora import LoraSettings, add_lora
 from minigpt.training.trainer import MiniGPTTrainer
 
 BLOCK = 8

@@ -4,7 +4,7 @@ import pytest
 
 from minigpt.cli import main
 from minigpt.training import memory
-from minigpt.training.finetuning.adapters import LoraSettings, add_lora, count_lora_parameters
+from minigpt.training.lora import LoraSettings, add_lora, count_lora_parameters
 from minigpt.training.memory import count_parameters
 from minigpt.training.presets import MODEL_CLASSES, PRESETS
 

@@ -14,9 +14,9 @@ from benchmarks.readme import RESULTS
 from minigpt.cli import main
 from minigpt.training.arguments import MiniGPTTrainingArguments
 from minigpt.training.autocast import without_autocast
+from minigpt.training.data.token_stream import TokenStream
 from minigpt.training.evaluation import validation_loss
-from minigpt.training.run import train
-from minigpt.training.stream import TokenStream
+from minigpt.training.train import train
 from minigpt.training.trainer import MiniGPTTrainer
 
 SMALL = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 8}

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import minigpt
-from minigpt.hub.trained import open_trained
+from minigpt.hub.loading import open_trained
 from minigpt.training.trainer import MiniGPTTrainer
 
 pytestmark = pytest.mark.extra("schedulefree")

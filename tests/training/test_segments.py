@@ -7,9 +7,10 @@ import time
 import pytest
 import torch
 
+from minigpt.cli.train import main_train
 from minigpt.errors import UsageError
-from minigpt.training.run import main_train, train
 from minigpt.training.segments import SEGMENTS
+from minigpt.training.train import train
 from minigpt.training.trainer import MiniGPTTrainer
 
 

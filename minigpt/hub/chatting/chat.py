@@ -7,7 +7,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minigpt.errors import UsageError
-from minigpt.hub.chatting.conversation import Continuation, Conversation, Partner
+from minigpt.hub.chatting.partners import Continuation, Conversation, Partner
 from minigpt.tokenization.tokenization_minigpt import UnknownCharacterError
 
 # Spelled as in `transformers chat`, which has no word for the system message.

@@ -7,13 +7,13 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import PreTrainedModel
 
 from minigpt.errors import UsageError
-from minigpt.hub.adapters import CONFIG, base_of, is_adapter
+from minigpt.hub.adapter_folders import CONFIG, base_of, is_adapter
 from minigpt.hub.extras import require_extra
 from minigpt.hub.folders import check_output, staged_folder
 from minigpt.hub.json_files import read_object, understanding
+from minigpt.hub.loading import hub_has, open_trained
 from minigpt.hub.loading_bars import no_progress_bars
 from minigpt.hub.stock.conversion import ARCHITECTURES, refuse_what_is_no_minigpt, save_stock, to_stock
-from minigpt.hub.trained import hub_has, open_trained
 from minigpt.hub.unfinished import refuse_unfinished
 
 # What has no stock architecture's limits: a bigram becomes a graph as well.

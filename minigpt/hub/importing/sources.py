@@ -28,9 +28,9 @@ from minigpt.hub.importing.nanogpt import from_nanogpt, is_nanogpt
 from minigpt.hub.importing.pickles import load_checkpoint
 from minigpt.hub.importing.state_dicts import Weights, find_weights
 from minigpt.hub.importing.vocabularies import Vocabulary, find_tokenizer, fit_tokens, read_text
-from minigpt.hub.opening import opening
+from minigpt.hub.loading import hub_has, limit_to_block, open_trained
+from minigpt.hub.loading_errors import opening
 from minigpt.hub.stock.conversion import import_stock
-from minigpt.hub.trained import hub_has, limit_to_block, open_trained
 from minigpt.hub.unfinished import refuse_unfinished
 from minigpt.hub.weights import refuse_not_finite
 from minigpt.modeling_minigpt.configuration_bigram import BigramConfig

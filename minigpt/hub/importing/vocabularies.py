@@ -13,7 +13,7 @@ import minigpt
 from minigpt.errors import UsageError
 from minigpt.hub.file_kinds import HEAD, name_encoding, name_format
 from minigpt.hub.importing.pickles import load_meta
-from minigpt.hub.trained import hub_has, load_tokenizer
+from minigpt.hub.loading import hub_has, load_tokenizer
 from minigpt.modeling_minigpt.generation_minigpt import lecture_generation_config
 from minigpt.tokenization.text_forms import NormalForm, convert_pieces
 from minigpt.tokenization.tokenization_minigpt import END_OF_TEXT, PADDING, MiniGPTTokenizer

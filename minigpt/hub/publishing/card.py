@@ -11,7 +11,7 @@ from huggingface_hub import CardData, EvalResult, ModelCard, ModelCardData
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from minigpt.errors import UsageError
-from minigpt.hub.adapters import Base
+from minigpt.hub.adapter_folders import Base
 from minigpt.hub.file_names import CARD
 from minigpt.hub.json_files import understanding
 from minigpt.hub.publishing.card_text import card_text, split_definition

@@ -14,14 +14,14 @@ from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 
 import minigpt
 from minigpt.errors import UsageError
-from minigpt.hub.adapters import CONFIG, WEIGHTS, Base, base_sha256, open_adapter
+from minigpt.hub.adapter_folders import CONFIG, WEIGHTS, Base, base_sha256, open_adapter
 from minigpt.hub.file_names import ADAPTER, CARD, MODEL_WEIGHTS, OTHER_FORMATS, OUR_CODE, RUN, TOKENIZER, matches
 from minigpt.hub.json_files import read_object, understanding
+from minigpt.hub.loading import check_vocabulary, load_tokenizer
 from minigpt.hub.loading_bars import no_progress_bars
-from minigpt.hub.opening import opening
+from minigpt.hub.loading_errors import opening
 from minigpt.hub.publishing.saved_folder import SavedFolder, read_saved_folder
 from minigpt.hub.run_lock import LOCK, refuse_running
-from minigpt.hub.trained import check_vocabulary, load_tokenizer
 from minigpt.hub.unfinished import refuse_unfinished
 from minigpt.hub.weights import load_whole
 

@@ -8,7 +8,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from minigpt.errors import UsageError
-from minigpt.hub.adapters import (
+from minigpt.hub.adapter_folders import (
     CONFIG,
     WEIGHTS,
     Base,

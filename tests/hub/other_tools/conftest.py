@@ -11,7 +11,7 @@ from minigpt.modeling_minigpt.configuration_minigpt import MiniGPTConfig
 from minigpt.modeling_minigpt.generation_minigpt import lecture_generation_config
 from minigpt.modeling_minigpt.modeling_minigpt import MiniGPTForCausalLM
 from minigpt.tokenization.tokenization_minigpt import MiniGPTTokenizer
-from minigpt.training.corpus import PLAYS
+from minigpt.training.data.corpus import PLAYS
 
 BLOCK = 16
 VARIANTS = {

@@ -13,7 +13,7 @@ from huggingface_hub import HfApi, get_local_safetensors_metadata
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from minigpt.hub.publishing.publish import push_folder
+from minigpt.hub.publishing.push import push_folder
 
 HF = str(Path(sys.executable).with_name("hf"))
 

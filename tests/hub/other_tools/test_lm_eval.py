@@ -12,10 +12,10 @@ from datasets import concatenate_datasets
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from minigpt.training.corpus import load_text
+from minigpt.training.data.corpus import load_text
+from minigpt.training.data.token_stream import TokenStream
+from minigpt.training.data.tokens import tokenize_corpus
 from minigpt.training.evaluation import validation_loss
-from minigpt.training.stream import TokenStream
-from minigpt.training.tokens import tokenize_corpus
 
 pytestmark = pytest.mark.extra("eval")
 

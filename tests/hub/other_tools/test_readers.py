@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from minigpt import MiniGPTTokenizer
 from minigpt.cli import main
 from minigpt.tokenization.subword import train_bpe, train_sentencepiece
-from minigpt.training.corpus import PLAYS
+from minigpt.training.data.corpus import PLAYS
 from tests.hub.stock_shapes import PURE, minigpt
 
 pytestmark = pytest.mark.extra("readers")

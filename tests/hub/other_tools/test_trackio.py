@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from minigpt.training.corpus import PLAYS
+from minigpt.training.data.corpus import PLAYS
 
 pytestmark = pytest.mark.extra("track")
 
