@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import distributions, entry_points, version
 from pathlib import Path
@@ -21,9 +22,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "minigpt"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
-# A room imports itself and the rooms after it; of the face, only what is the same for all of them.
+# A room imports itself and the rooms after it.
 ROOMS = ["cli", "training", "hub", "tokenization", "modeling_minigpt", "errors"]
-FACE = ["register", "__version__"]
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 # The files that are copied into a Hub repository, and run there without the package.
 COPIED = sorted(
@@ -43,15 +43,20 @@ def room_of(path: Path) -> str:
 
 
 def imported_modules(path: Path) -> Iterator[str]:
-    """Full dotted names, of lazy imports too; `import minigpt` counts by what is used of it."""
+    """Full dotted names, of lazy imports too, not those for types alone; `import minigpt` counts by what is used."""
     package = ["minigpt", *path.relative_to(PACKAGE).parent.parts]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    blocks = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+    types_only = {node for block in blocks for node in block.body}
+    for node in ast.walk(tree):
+        if node in types_only:
+            continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name != "minigpt")
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             module = ".".join([*base, *([node.module] if node.module else [])])
-            # `from minigpt import hub` imports a room, `from minigpt.hub import trained` a file of it.
+            # `from minigpt import hub` imports a room, `from minigpt.hub import weights` a file of it.
             yield from (f"{module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "minigpt":
             yield f"minigpt.{node.attr}"
@@ -70,10 +75,28 @@ REQUIREMENTS = [
 
 @pytest.mark.parametrize("path", [path for path in SOURCES if room_of(path) in ROOMS], ids=name_of)
 def test_imports_go_one_way(path: Path) -> None:
-    allowed = [*ROOMS[ROOMS.index(room_of(path)) :], *FACE]
+    allowed = ROOMS[ROOMS.index(room_of(path)) :]
     for module in imported_modules(path):
         if module.split(".")[0] == "minigpt":
             assert module.split(".")[1] in allowed, f"{name_of(path)} imports {module}"
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in SOURCES}
+    imports = {
+        name: {module for used in imported_modules(path) for module in (used, used.rpartition(".")[0])} & modules.keys()
+        for name, path in modules.items()
+    }
+    # Take away again and again what imports nothing that is left: what stays is in a circle or imports one.
+    while free := {name for name, used in imports.items() if not used & imports.keys() - {name}}:
+        imports = {name: used for name, used in imports.items() if name not in free}
+    assert not imports
+
+
+def test_no_two_classes_have_one_name() -> None:
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES]
+    names = Counter(node.name for tree in trees for node in tree.body if isinstance(node, ast.ClassDef))
+    assert [name for name, number in names.items() if number > 1] == []
 
 
 def test_every_file_is_in_a_room() -> None:

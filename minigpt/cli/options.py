@@ -44,7 +44,7 @@ def training_parser(
         show_all: Whether the help shows all of them.
         said: What the help says of some, in place of what it says by default; these are shown.
     """
-    parser = _Parser(
+    parser = _TrainingParser(
         MiniGPTTrainingArguments,
         prog=f"minigpt {command}",
         description=description,
@@ -171,7 +171,7 @@ def count_options(parser: argparse.ArgumentParser) -> int:
     return len({action.dest for action in parser._actions})
 
 
-class _Parser(HfArgumentParser):
+class _TrainingParser(HfArgumentParser):
     def error(self, message: str) -> NoReturn:
         print(f"{self.prog}: {' '.join(message.split())}", file=sys.stderr)
         raise SystemExit(2)

@@ -21,9 +21,10 @@ from transformers.utils import find_adapter_config_file
 
 from minigpt.errors import UsageError
 from minigpt.hub.extras import require_extra
+from minigpt.hub.hub_lookup import hub_has
 from minigpt.hub.json_files import read_object
-from minigpt.hub.loading import hub_has, load_tokenizer
 from minigpt.hub.loading_errors import opening, reason_of
+from minigpt.hub.tokenizer_loading import load_tokenizer
 from minigpt.hub.weights import check_files, load_whole
 
 CONFIG = "adapter_config.json"
@@ -42,7 +43,7 @@ _WHOLE_WEIGHTS = (
 
 
 @dataclass(frozen=True)
-class Base:
+class AdapterBase:
     """The model that an adapter is for.
 
     Attributes:
@@ -91,7 +92,7 @@ def holds_whole_model(folder: Path) -> bool:
     return (folder / "config.json").is_file() and bool(_weight_files(path.name for path in folder.iterdir()))
 
 
-def base_of(folder: Path) -> Base:
+def base_of(folder: Path) -> AdapterBase:
     """The model that the adapter in a folder is for.
 
     Raises:
@@ -99,11 +100,11 @@ def base_of(folder: Path) -> Base:
     """
     config = read_adapter_config(folder)
     if holds_whole_model(folder):
-        return Base(str(folder))  # some tools save it beside the adapter, and transformers then takes that one
-    return Base(config["base_model_name_or_path"], config.get("revision"))
+        return AdapterBase(str(folder))  # some tools save it beside the adapter, and transformers then takes that one
+    return AdapterBase(config["base_model_name_or_path"], config.get("revision"))
 
 
-def config_of_base(base: Base) -> dict[str, Any]:
+def config_of_base(base: AdapterBase) -> dict[str, Any]:
     """What the `config.json` of a model holds, without opening it; nothing if it cannot be had."""
     try:
         return PreTrainedConfig.get_config_dict(
@@ -111,17 +112,6 @@ def config_of_base(base: Base) -> dict[str, Any]:
         )[0]
     except (OSError, HFValidationError):
         return {}
-
-
-def commit_of(repository: str) -> str | None:
-    """The commit that a repository's main branch is at, on the Hub or else in the cache; None if neither has it."""
-    try:
-        return HfApi().model_info(repository, timeout=_SECONDS).sha
-    except Exception:  # no such repository, no network, offline mode: what is left is the cache
-        try:
-            return Path(snapshot_download(repository, local_files_only=True)).name
-        except (OSError, HFValidationError):
-            return None
 
 
 def base_sha256(source: str | Path, revision: str | None = None) -> str:
@@ -183,7 +173,7 @@ def _digest(hashes: dict[str, str], source: str | Path) -> str:
 
 
 def open_adapter(
-    source: str | Path, *, local_files_only: bool = False, base: Base | None = None
+    source: str | Path, *, local_files_only: bool = False, base: AdapterBase | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Loads an adapter with the model that it is for, on the CPU and in that model's own precision, and its tokenizer.
 
@@ -271,7 +261,7 @@ def _refuse_without_safetensors(folder: Path, source: str | Path) -> None:
     raise UsageError(f"{source} holds no {WEIGHTS}; save the adapter again.")
 
 
-def _find_base(base: Base, folder: Path, source: str | Path) -> str | Path:
+def _find_base(base: AdapterBase, folder: Path, source: str | Path) -> str | Path:
     """Where the model is now: its folder, its id where the Hub gives it out, or where it lies in the cache."""
     if base.is_folder:
         return Path(base.name)
@@ -289,7 +279,7 @@ def _find_base(base: Base, folder: Path, source: str | Path) -> str | Path:
         ) from error
 
 
-def _load_base(place: str | Path, base: Base) -> PreTrainedModel:
+def _load_base(place: str | Path, base: AdapterBase) -> PreTrainedModel:
     local_only = isinstance(place, Path)
     with opening(place, base.revision):
         return load_whole(

@@ -4,27 +4,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-import minigpt
 from minigpt.errors import UsageError
-from minigpt.hub.json_files import AS_SAVED
+from minigpt.hub.adapter_folders import is_adapter, open_adapter
+from minigpt.hub.auto_classes import register
+from minigpt.hub.hub_lookup import hub_has
 from minigpt.hub.loading_errors import check_name, opening
+from minigpt.hub.tokenizer_loading import load_tokenizer
 from minigpt.hub.unfinished import refuse_unfinished
 from minigpt.hub.weights import load_whole
 from minigpt.tokenization.text_forms import convert, suggest_option
 from minigpt.tokenization.tokenization_minigpt import UnknownCharacterError
 
 _OURS = ("minigpt", "minigpt_bigram")
-# The flag under which transformers notes that it has warned of a long text (5.23).
-_WARNED_OF_LENGTH = "sequence-length-is-longer-than-the-specified-maximum"
 # What a model of somebody else's that takes long texts, or texts of any length, is shown at a time.
 _LONG = 1024
 
@@ -86,9 +84,7 @@ def open_trained(
     """
     check_name(source)
     target = find_device(device)
-    minigpt.register()
-    from minigpt.hub.adapter_folders import is_adapter, open_adapter  # which needs what is defined here
-
+    register()
     local_only = Path(source).is_dir() or not hub_has(str(source))
     adapted = is_adapter(source, local_files_only=local_only)
     if adapted:
@@ -120,45 +116,6 @@ def _open_whole(
     return model, tokenizer
 
 
-def load_tokenizer(
-    source: str | Path, *, remedy: str = "save it there with tokenizer.save_pretrained", **loading: Any
-) -> PreTrainedTokenizerBase:
-    """Loads a tokenizer that can be saved again without a trace of how it was loaded.
-
-    Args:
-        source: A folder, or a Hub repository's id.
-        remedy: What to do if there is none.
-        **loading: Arguments of `AutoTokenizer.from_pretrained`.
-
-    Raises:
-        UsageError: There is none, in whose place transformers would invent one that knows no text, or one of its files
-            cannot be used.
-        OSError: There is no such repository.
-    """
-    none = UsageError(f"{source} holds no tokenizer; {remedy}.")
-    with opening(source, loading.get("revision"), what="tokenizer", remedy=remedy):
-        try:
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **loading)
-        except ValueError as error:
-            if "instantiate the backend tokenizer" in str(error):  # what it says of a type that it cannot invent for
-                raise none from error
-            raise
-        for name in ("local_files_only", "is_local"):
-            tokenizer.init_kwargs.pop(name, None)
-        # Libraries in JavaScript remove spaces before punctuation unless the saved tokenizer forbids it.
-        tokenizer.clean_up_tokenization_spaces = tokenizer.init_kwargs["clean_up_tokenization_spaces"] = False
-        # A command encodes whole texts and cuts them itself where the model needs it.
-        tokenizer.deprecation_warnings[_WARNED_OF_LENGTH] = True
-        if not set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids):
-            raise none
-        if hasattr(tokenizer, "stoi") and tokenizer.unk_token_id is None:
-            raise UsageError(
-                f"{Path(source) / 'tokenizer_config.json'} names no unk_token, which a vocabulary of characters needs; "
-                f"{AS_SAVED}."
-            )
-    return tokenizer
-
-
 def default_block_size(model: PreTrainedModel) -> int:
     """How many tokens a model is shown at a time where nobody says.
 
@@ -169,18 +126,6 @@ def default_block_size(model: PreTrainedModel) -> int:
     if longest is not None and model.config.model_type in _OURS:
         return longest
     return min(longest or _LONG, _LONG)
-
-
-def hub_has(repository: str) -> bool:
-    """Whether the Hub gives out a model of this name now; a Hub that is out of reach says no within 10 seconds.
-
-    transformers would ask such a Hub for half a minute before it looks in its cache.
-    """
-    try:
-        HfApi().model_info(repository, timeout=10)
-    except Exception:  # no such repository, no network, offline mode: what is left is the cache
-        return False
-    return True
 
 
 def encode_prompt(

@@ -11,8 +11,9 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minigpt.errors import UsageError
-from minigpt.hub.adapter_folders import base_sha256, commit_of, is_adapter
-from minigpt.hub.loading import hub_has, open_trained
+from minigpt.hub.adapter_folders import base_sha256, is_adapter
+from minigpt.hub.hub_lookup import commit_of, hub_has
+from minigpt.hub.loading import open_trained
 from minigpt.training.evaluation import evaluating
 from minigpt.training.quantization import prepare_quantized, quantized_loading, refuse_quantized
 
@@ -21,7 +22,7 @@ _LONGEST_BY_DEFAULT = 1024
 
 
 @dataclass(frozen=True)
-class Base:
+class PretrainedBase:
     """A model, opened.
 
     Attributes:
@@ -61,7 +62,7 @@ def open_base(
     bits: int | None = None,
     bf16: bool = False,
     gradient_checkpointing: bool = False,
-) -> Base:
+) -> PretrainedBase:
     """Opens a model to fine-tune it.
 
     Args:
@@ -102,7 +103,7 @@ def open_base(
         model = prepare_quantized(model, gradient_checkpointing=gradient_checkpointing)
     name = str(Path(source).resolve()) if is_folder else str(source)
     sha256 = base_sha256(source, revision)
-    return Base(name, revision, sha256, model, tokenizer, bits, model.num_parameters())
+    return PretrainedBase(name, revision, sha256, model, tokenizer, bits, model.num_parameters())
 
 
 def choose_block_size(model: PreTrainedModel, asked: int | None) -> int:

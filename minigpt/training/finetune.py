@@ -14,7 +14,7 @@ from minigpt.hub.extras import require_extra
 from minigpt.hub.folders import clear_folder
 from minigpt.hub.run_lock import hold_folder
 from minigpt.training.arguments import MiniGPTTrainingArguments
-from minigpt.training.base_model import Base, check_causal, check_loss, choose_block_size, open_base
+from minigpt.training.base_model import PretrainedBase, check_causal, check_loss, choose_block_size, open_base
 from minigpt.training.checkpoints import find_checkpoint
 from minigpt.training.data.added_characters import extend_vocabulary as extend
 from minigpt.training.data.added_characters import lacking_characters, refuse_lacking
@@ -281,7 +281,7 @@ def _arguments(
     return build_arguments(defaults, changes, device=device, arguments_class=arguments_class)
 
 
-def _fit_vocabulary(base: Base, corpus: Corpus, extends: bool, may_extend: bool) -> int:
+def _fit_vocabulary(base: PretrainedBase, corpus: Corpus, extends: bool, may_extend: bool) -> int:
     """Makes sure that the text can be written in the base's vocabulary; returns how many characters were added."""
     lacking = lacking_characters(corpus.characters(), base.tokenizer)
     if not extends:
@@ -291,7 +291,7 @@ def _fit_vocabulary(base: Base, corpus: Corpus, extends: bool, may_extend: bool)
     return len(lacking)
 
 
-def _check_same(checkpoint: Path, base: Base, network: Any, *, is_adapter: bool) -> None:
+def _check_same(checkpoint: Path, base: PretrainedBase, network: Any, *, is_adapter: bool) -> None:
     check_same_base(checkpoint, base.sha256)
     if is_adapter:
         check_same_adapter(checkpoint, network)
@@ -302,7 +302,7 @@ def _check_same(checkpoint: Path, base: Base, network: Any, *, is_adapter: bool)
 
 def _print_header(
     source: str | Path,
-    base: Base,
+    base: PretrainedBase,
     added: int,
     learned: Corpus | InstructionData,
     adapter: dict[str, Any] | None,

@@ -10,7 +10,8 @@ import numpy as np
 from minigpt.errors import UsageError
 from minigpt.training.data.batches import IGNORED
 from minigpt.training.data.chat_template import give_chat_template
-from minigpt.training.data.conversations import Conversations, load_conversations
+from minigpt.training.data.conversation_rows import Conversations
+from minigpt.training.data.conversations import load_conversations
 from minigpt.training.data.labels import label_rows, prompt_of
 from minigpt.training.data.text_files import CorpusError
 

@@ -1,4 +1,4 @@
-"""How a run trains and ends: interrupted with a checkpoint, or scored, saved, drawn and reported."""
+"""Train a model, then score it, save it, plot its losses and write its report."""
 
 import sys
 from collections.abc import Sequence
@@ -23,14 +23,14 @@ SAMPLE_TOKENS = 500
 
 @dataclass(frozen=True)
 class Run:
-    """What a run has made.
+    """The results of a finished run.
 
     Attributes:
-        folder: Where everything lies: the model, the tokenizer, `run.json`, `loss.png`, `sample.txt`, checkpoints.
+        folder: Output folder with the model, the tokenizer, `run.json`, `loss.png`, `sample.txt` and the checkpoints.
         model: The trained model, in evaluation mode.
-        tokenizer: Its tokenizer.
-        validation: The model's loss over the whole validation split.
-        report: What `run.json` holds.
+        tokenizer: Tokenizer of the model.
+        validation: Loss over the whole validation split.
+        report: Content of `run.json`.
     """
 
     folder: Path
@@ -41,7 +41,7 @@ class Run:
 
 
 def describe_text(corpus: Corpus, trainer: MiniGPTTrainer) -> dict[str, Any]:
-    """What `run.json` says of the text that a run trains on."""
+    """Return the entry of `run.json` about the training text."""
     return {
         "name": corpus.name,
         "bytes": corpus.num_bytes,
@@ -73,19 +73,19 @@ def run_to_the_end(
     data: dict[str, Any],
     libraries: Sequence[str] = (),
 ) -> Run:
-    """Trains, and makes of the output folder a finished run.
+    """Train, and write the finished run into the output folder.
 
     Args:
-        trainer: What trains.
-        checkpoint: What to go on from, or None.
-        origin: What the run started from, for `run.json`.
-        data: What it trains on, likewise.
-        libraries: Packages that have a part in it, beside those that have in every run.
+        trainer: The Trainer of the run.
+        checkpoint: Checkpoint to resume from, or None.
+        origin: Preset or base model of the run, for `run.json`.
+        data: Entry of `run.json` about the training data.
+        libraries: Packages to report the versions of, besides those of every run.
 
     Raises:
-        FloatingPointError: The training has diverged; its checkpoints from before are still there.
-        PushFailed: The Hub did not take the run, all of which is saved.
-        TrainingInterrupted: Ctrl-C was pressed, or SIGTERM came; a checkpoint has been saved.
+        FloatingPointError: The training diverged; its earlier checkpoints are kept.
+        PushFailed: The Hub did not accept the push; the run is saved in the output folder.
+        TrainingInterrupted: Ctrl-C or SIGTERM stopped the training; a checkpoint is saved.
     """
     _train_until_interrupted(trainer, checkpoint)
     args, state, network = trainer.args, trainer.state, without_autocast(trainer.model).eval()
@@ -142,7 +142,7 @@ def run_to_the_end(
 
 
 def _draw(report: dict[str, Any], path: Path) -> None:
-    """Draws the losses. A picture that cannot be drawn does not cost the run its model."""
+    """Plot the losses. A failure here must not lose the trained model."""
     try:
         draw_losses(report, path)
     except OSError:

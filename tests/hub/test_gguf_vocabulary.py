@@ -7,7 +7,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from minigpt import MiniGPTTokenizer
 from minigpt.errors import UsageError
-from minigpt.hub.exporting.gguf_vocabulary import CONTROL, NORMAL, UNUSED, USER_DEFINED, Vocabulary, gguf_vocabulary
+from minigpt.hub.exporting.gguf_vocabulary import CONTROL, NORMAL, UNUSED, USER_DEFINED, GgufVocabulary, gguf_vocabulary
 from minigpt.tokenization.subword import train_bpe, train_sentencepiece
 from minigpt.training.data.corpus import PLAYS
 
@@ -16,7 +16,7 @@ from minigpt.training.data.corpus import PLAYS
 TEXT = "To be, or not\n é è — \u2013 “x” ▁ Ġ ĠĠ 😀 😁 漢字"
 
 
-def llama_cpp(text: str, vocabulary: Vocabulary) -> list[int]:
+def llama_cpp(text: str, vocabulary: GgufVocabulary) -> list[int]:
     """What llama.cpp does with one word of a byte-level vocabulary, after its own source."""
     letters = bytes_to_unicode()
     symbols = [letters[byte] for byte in text.encode("utf-8")]

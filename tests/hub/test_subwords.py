@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from minigpt.cli import main
 from minigpt.hub.publishing.push import push_folder
-from minigpt.hub.publishing.saved_folder import Vocabulary, read_saved_folder
+from minigpt.hub.publishing.saved_folder import SavedVocabulary, read_saved_folder
 from minigpt.tokenization.subword import train_bpe
 from minigpt.training.data.corpus import PLAYS
 from tests.hub.without_package import WITHOUT_PACKAGE
@@ -170,4 +170,4 @@ def test_bytes_without_any_pair_are_not_called_characters(tmp_path: Path) -> Non
     (tmp_path / "config.json").write_text('{"model_type": "minigpt"}', encoding="utf-8")
     saved = read_saved_folder(tmp_path)
     assert saved.unit == "tokens"
-    assert saved.vocabulary == Vocabulary(characters=None, subwords=256, special=2, kind="byte-level BPE")
+    assert saved.vocabulary == SavedVocabulary(characters=None, subwords=256, special=2, kind="byte-level BPE")

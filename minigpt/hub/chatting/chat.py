@@ -7,7 +7,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minigpt.errors import UsageError
-from minigpt.hub.chatting.partners import Continuation, Conversation, Partner
+from minigpt.hub.chatting.partners import Continuation, Partner, TemplatePartner
 from minigpt.tokenization.tokenization_minigpt import UnknownCharacterError
 
 # Spelled as in `transformers chat`, which has no word for the system message.
@@ -36,7 +36,7 @@ def chat(
         UnknownCharacterError: A character vocabulary lacks a character of `system`.
     """
     has_template = bool(getattr(tokenizer, "chat_template", None))
-    partner: Partner = (Conversation if has_template else Continuation)(model, tokenizer, sampling)
+    partner: Partner = (TemplatePartner if has_template else Continuation)(model, tokenizer, sampling)
     partner.instruct(system or "")
     if not has_template:
         print("This model has no chat template: it goes on with what you write.", file=sys.stderr)

@@ -29,7 +29,7 @@ class Partner(Protocol):
 
 
 @dataclass
-class Conversation:
+class TemplatePartner:
     """Turns of user and assistant, as the model's chat template writes them.
 
     A block holds only so much: the oldest turns are left out, each as a whole, so that the template stays well formed,

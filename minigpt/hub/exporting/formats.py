@@ -10,8 +10,9 @@ from minigpt.errors import UsageError
 from minigpt.hub.adapter_folders import CONFIG, base_of, is_adapter
 from minigpt.hub.extras import require_extra
 from minigpt.hub.folders import check_output, staged_folder
+from minigpt.hub.hub_lookup import hub_has
 from minigpt.hub.json_files import read_object, understanding
-from minigpt.hub.loading import hub_has, open_trained
+from minigpt.hub.loading import open_trained
 from minigpt.hub.loading_bars import no_progress_bars
 from minigpt.hub.stock.conversion import ARCHITECTURES, refuse_what_is_no_minigpt, save_stock, to_stock
 from minigpt.hub.unfinished import refuse_unfinished

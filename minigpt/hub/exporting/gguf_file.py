@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minigpt.errors import UsageError
-from minigpt.hub.exporting.gguf_vocabulary import Vocabulary, gguf_vocabulary
+from minigpt.hub.exporting.gguf_vocabulary import GgufVocabulary, gguf_vocabulary
 from minigpt.hub.extras import require_extra
 from minigpt.hub.stock.architecture import NO_WINDOW, Need, exactly, name_switches
 from minigpt.hub.stock.conversion import ARCHITECTURES, refuse_what_is_no_minigpt, save_stock, to_stock
@@ -106,7 +106,7 @@ def _write_settings(writer: "GGUFWriter", architecture: str, config: Any) -> Non
 
 def _write_vocabulary(
     writer: "GGUFWriter",
-    vocabulary: Vocabulary,
+    vocabulary: GgufVocabulary,
     tokenizer: PreTrainedTokenizerBase,
     suppress_tokens: list[int] | None,
 ) -> None:

@@ -17,7 +17,7 @@ NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # gguf.TokenType
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class GgufVocabulary:
     """What a GGUF file holds of a byte-level tokenizer.
 
     Attributes:
@@ -33,7 +33,7 @@ class Vocabulary:
     pre: str
 
 
-def gguf_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int) -> Vocabulary:
+def gguf_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int) -> GgufVocabulary:
     """Puts a vocabulary of characters, or of byte-level BPE, in GGUF's terms.
 
     Args:
@@ -67,7 +67,7 @@ def gguf_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int) -> Vocabulary
             "stock architecture instead."
         )
     free = "[PAD{}]"
-    return Vocabulary(
+    return GgufVocabulary(
         tokens=[tokens.get(index, free.format(index)) for index in range(size)],
         kinds=[kinds.get(index, NORMAL if index in tokens else UNUSED) for index in range(size)],
         merges=merges,

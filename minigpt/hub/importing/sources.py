@@ -11,9 +11,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-import minigpt
 from minigpt.errors import UsageError
+from minigpt.hub.auto_classes import register
 from minigpt.hub.folders import check_output, staged_folder
+from minigpt.hub.hub_lookup import hub_has
 from minigpt.hub.importing.lecture import (
     SCALES,
     AttentionScale,
@@ -27,8 +28,8 @@ from minigpt.hub.importing.lecture import (
 from minigpt.hub.importing.nanogpt import from_nanogpt, is_nanogpt
 from minigpt.hub.importing.pickles import load_checkpoint
 from minigpt.hub.importing.state_dicts import Weights, find_weights
-from minigpt.hub.importing.vocabularies import Vocabulary, find_tokenizer, fit_tokens, read_text
-from minigpt.hub.loading import hub_has, limit_to_block, open_trained
+from minigpt.hub.importing.vocabularies import ForeignVocabulary, find_tokenizer, fit_tokens, read_text
+from minigpt.hub.loading import limit_to_block, open_trained
 from minigpt.hub.loading_errors import opening
 from minigpt.hub.stock.conversion import import_stock
 from minigpt.hub.unfinished import refuse_unfinished
@@ -83,8 +84,8 @@ def import_model(
             written; nothing has been written.
         OSError: The Hub does not give out what is needed.
     """
-    minigpt.register()
-    vocabulary = Vocabulary(
+    register()
+    vocabulary = ForeignVocabulary(
         None if meta is None else Path(meta).expanduser(),
         None if text is None else Path(text).expanduser(),
         None if tokenizer is None else str(tokenizer),
@@ -145,7 +146,7 @@ def _refuse_ours(source: str) -> None:
 
 
 def _import_file(
-    file: Path, vocabulary: Vocabulary, unsaid: Mapping[str, Any]
+    file: Path, vocabulary: ForeignVocabulary, unsaid: Mapping[str, Any]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     content, source = _read(file), str(file)
     weights = find_weights(content)
@@ -181,7 +182,7 @@ def _import_file(
 
 
 def _import_lecture(
-    weights: Weights, source: str, vocabulary: Vocabulary, metas: list[Path], unsaid: Mapping[str, Any]
+    weights: Weights, source: str, vocabulary: ForeignVocabulary, metas: list[Path], unsaid: Mapping[str, Any]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     asked = unsaid["attention_scale"]
     if asked not in (None, *SCALES):

@@ -9,11 +9,12 @@ from typing import get_args
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-import minigpt
 from minigpt.errors import UsageError
+from minigpt.hub.auto_classes import register
 from minigpt.hub.file_kinds import HEAD, name_encoding, name_format
+from minigpt.hub.hub_lookup import hub_has
 from minigpt.hub.importing.pickles import load_meta
-from minigpt.hub.loading import hub_has, load_tokenizer
+from minigpt.hub.tokenizer_loading import load_tokenizer
 from minigpt.modeling_minigpt.generation_minigpt import lecture_generation_config
 from minigpt.tokenization.text_forms import NormalForm, convert_pieces
 from minigpt.tokenization.tokenization_minigpt import END_OF_TEXT, PADDING, MiniGPTTokenizer
@@ -28,7 +29,7 @@ _ASKED_TOKENS = 256
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class ForeignVocabulary:
     """Where to learn what the ids stand for: at most one of them is given.
 
     Attributes:
@@ -54,7 +55,9 @@ class Vocabulary:
                 raise UsageError(f"--{name} decides how --text is read, and no text is given; leave it out.")
 
 
-def find_tokenizer(vocabulary: Vocabulary, vocab_size: int, source: str, metas: list[Path]) -> PreTrainedTokenizerBase:
+def find_tokenizer(
+    vocabulary: ForeignVocabulary, vocab_size: int, source: str, metas: list[Path]
+) -> PreTrainedTokenizerBase:
     """The tokenizer of `vocab_size` ids, as asked for or else as nanoGPT would find it.
 
     Args:
@@ -96,7 +99,7 @@ def find_tokenizer(vocabulary: Vocabulary, vocab_size: int, source: str, metas: 
     )
 
 
-def read_text(vocabulary: Vocabulary) -> Iterator[str]:
+def read_text(vocabulary: ForeignVocabulary) -> Iterator[str]:
     """Yield the text of a vocabulary in pieces, read as the scripts read theirs: every line end a line feed.
 
     Raises:
@@ -126,7 +129,7 @@ def read_text(vocabulary: Vocabulary) -> Iterator[str]:
         raise UsageError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
-def _characters(vocabulary: Vocabulary) -> set[str]:
+def _characters(vocabulary: ForeignVocabulary) -> set[str]:
     return set().union(*read_text(vocabulary))
 
 
@@ -140,7 +143,7 @@ def _of_characters(characters: list[str], vocab_size: int, source: str, name: st
 
 
 def _open_tokenizer(source: str) -> PreTrainedTokenizerBase:
-    minigpt.register()
+    register()
     # A tokenizer that is code is refused: nothing of what is imported is run.
     return load_tokenizer(
         source,

@@ -11,7 +11,7 @@ from huggingface_hub import CardData, EvalResult, ModelCard, ModelCardData
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from minigpt.errors import UsageError
-from minigpt.hub.adapter_folders import Base
+from minigpt.hub.adapter_folders import AdapterBase
 from minigpt.hub.file_names import CARD
 from minigpt.hub.json_files import understanding
 from minigpt.hub.publishing.card_text import card_text, split_definition
@@ -34,7 +34,7 @@ def model_card(
     published: str | None = None,
     *,
     chosen: Mapping[str, Any] | None = None,
-    base: Base | None = None,
+    base: AdapterBase | None = None,
 ) -> ModelCard:
     """Makes the card of a trained or saved model, or of an adapter.
 

@@ -31,7 +31,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
 )
 
 from minigpt.errors import PushFailed, UsageError
-from minigpt.hub.adapter_folders import Base
+from minigpt.hub.adapter_folders import AdapterBase
 from minigpt.hub.file_names import CARD
 from minigpt.hub.publishing.card import model_card
 from minigpt.hub.publishing.hub_errors import SAME_COMMAND, find_token, plain_refusals
@@ -116,7 +116,7 @@ def push_folder(
             )
 
 
-def _find_base(repository: str, folder: str | Path, token: str, again: str) -> Base:
+def _find_base(repository: str, folder: str | Path, token: str, again: str) -> AdapterBase:
     """A base as it stands on the Hub now."""
     if not is_hub_id(repository):
         raise UsageError(f"a base on the Hub is called OWNER/NAME, and not {repository!r}.")
@@ -124,7 +124,7 @@ def _find_base(repository: str, folder: str | Path, token: str, again: str) -> B
         standing = look_at(HfApi(token=token), repository)
     if standing is None:
         raise UsageError(f"there is no {repository} on the Hub; push there what {folder} was fine-tuned from.")
-    return Base(repository, standing.commit)
+    return AdapterBase(repository, standing.commit)
 
 
 def check_names(repository: str, revision: str | None, create_pr: bool = False, message: str | None = None) -> None:

@@ -12,16 +12,17 @@ from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 
-import minigpt
 from minigpt.errors import UsageError
-from minigpt.hub.adapter_folders import CONFIG, WEIGHTS, Base, base_sha256, open_adapter
+from minigpt.hub.adapter_folders import CONFIG, WEIGHTS, AdapterBase, base_sha256, open_adapter
+from minigpt.hub.auto_classes import register
 from minigpt.hub.file_names import ADAPTER, CARD, MODEL_WEIGHTS, OTHER_FORMATS, OUR_CODE, RUN, TOKENIZER, matches
 from minigpt.hub.json_files import read_object, understanding
-from minigpt.hub.loading import check_vocabulary, load_tokenizer
+from minigpt.hub.loading import check_vocabulary
 from minigpt.hub.loading_bars import no_progress_bars
 from minigpt.hub.loading_errors import opening
 from minigpt.hub.publishing.saved_folder import SavedFolder, read_saved_folder
 from minigpt.hub.run_lock import LOCK, refuse_running
+from minigpt.hub.tokenizer_loading import load_tokenizer
 from minigpt.hub.unfinished import refuse_unfinished
 from minigpt.hub.weights import load_whole
 
@@ -57,7 +58,7 @@ class Release:
         return {name: file for name, file in self.files.items() if matches(name, OTHER_FORMATS)}
 
 
-def prepare_release(folder: Path, staging: Path, base: Base | None = None) -> Release:
+def prepare_release(folder: Path, staging: Path, base: AdapterBase | None = None) -> Release:
     """Collects what is to be published, once the model and its tokenizer have been opened and fit.
 
     A MiniGPT whose folder lacks its code, an old one's, gets that of this package.
@@ -142,7 +143,7 @@ def _is_published(name: str, saved: SavedFolder) -> bool:
     return matches(name, _PUBLISHED if saved.adapter is None else _PUBLISHED_ADAPTER)
 
 
-def _check_base(saved: SavedFolder, base: Base) -> None:
+def _check_base(saved: SavedFolder, base: AdapterBase) -> None:
     """Makes sure that a base is what the model was fine-tuned from, as far as that is recorded."""
     if saved.adapter is not None:
         return  # it is opened with it
@@ -207,7 +208,7 @@ def _open(saved: SavedFolder, files: dict[str, Path]) -> PreTrainedModel | None:
     """Opens the model and its tokenizer, as whoever downloads them will; a model in another format stays closed."""
     folder = saved.path
     _refuse_without_tokenizer(folder, files)
-    minigpt.register()
+    register()
     tokenizer = load_tokenizer(folder, local_files_only=True, trust_remote_code=False)
     if not any(matches(name, MODEL_WEIGHTS) for name in files):
         if any(matches(name, OTHER_FORMATS) for name in files):

@@ -11,7 +11,7 @@ from minigpt.errors import UsageError
 from minigpt.hub.adapter_folders import (
     CONFIG,
     WEIGHTS,
-    Base,
+    AdapterBase,
     base_of,
     config_of_base,
     holds_whole_model,
@@ -34,7 +34,7 @@ PUT_BACK = "put it back as it was, or take it away"
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class SavedVocabulary:
     """What the tokens of a model are.
 
     Attributes:
@@ -73,7 +73,7 @@ class SavedFolder:
     run: dict[str, Any] | None
     state: dict[str, Any] | None
     text_hash: str | None
-    vocabulary: Vocabulary | None
+    vocabulary: SavedVocabulary | None
     parameters: int | None
     sample: str | None
     has_picture: bool
@@ -89,12 +89,12 @@ class SavedFolder:
         return ADAPTER if self.adapter is not None else self.model_type
 
     @property
-    def base(self) -> Base | None:
+    def base(self) -> AdapterBase | None:
         """What it was fine-tuned from, or as an adapter is for, as its config or its run calls it."""
         if self.adapter is not None:
-            return Base(self.adapter["base_model_name_or_path"], self.adapter.get("revision"))
+            return AdapterBase(self.adapter["base_model_name_or_path"], self.adapter.get("revision"))
         named = (self.run or {}).get("base")
-        return Base(str(named["name"]), named.get("revision")) if named else None
+        return AdapterBase(str(named["name"]), named.get("revision")) if named else None
 
     @property
     def base_on_the_hub(self) -> str | None:
@@ -178,7 +178,7 @@ def is_on_this_machine(base: str) -> bool:
     return not is_id or Path(base).is_dir()
 
 
-def read_saved_folder(path: Path, base: Base | None = None) -> SavedFolder:
+def read_saved_folder(path: Path, base: AdapterBase | None = None) -> SavedFolder:
     """Reads what is known of the model or the adapter in a folder.
 
     Args:
@@ -229,7 +229,7 @@ def _read_json(file: Path) -> dict[str, Any] | None:
     return read_object(file, PUT_BACK) if file.is_file() else None
 
 
-def _read_vocabulary(path: Path) -> Vocabulary | None:
+def _read_vocabulary(path: Path) -> SavedVocabulary | None:
     tokenizer = _read_json(path / "tokenizer.json")
     if tokenizer is None:
         return None
@@ -247,8 +247,8 @@ def _read_vocabulary(path: Path) -> Vocabulary | None:
     elif model.get("type") == "BPE" and (tokenizer.get("decoder") or {}).get("type") == "ByteLevel":
         kind = "byte-level BPE"
     if kind is None and not model.get("merges") and ordinary and all(len(token) == 1 for token in ordinary):
-        return Vocabulary(characters=tuple(ordinary), subwords=None, special=len(special))
-    return Vocabulary(characters=None, subwords=len(ordinary), special=len(special), kind=kind)
+        return SavedVocabulary(characters=tuple(ordinary), subwords=None, special=len(special))
+    return SavedVocabulary(characters=None, subwords=len(ordinary), special=len(special), kind=kind)
 
 
 def _count_parameters(path: Path, pattern: str) -> int | None:

@@ -15,12 +15,14 @@ from transformers import (
 )
 
 from minigpt.errors import UsageError
+from minigpt.hub.hub_lookup import hub_has
 from minigpt.hub.json_files import AS_SAVED
-from minigpt.hub.loading import check_vocabulary, hub_has, load_tokenizer
+from minigpt.hub.loading import check_vocabulary
 from minigpt.hub.loading_errors import opening
 from minigpt.hub.stock.architecture import NO_HEAD_BIAS, Architecture, Need, Weights, name_switches
 from minigpt.hub.stock.gpt2 import GPT2
 from minigpt.hub.stock.llama import LLAMA, NANOCHAT, QWEN3
+from minigpt.hub.tokenizer_loading import load_tokenizer
 from minigpt.hub.weights import load_whole
 from minigpt.modeling_minigpt.generation_minigpt import hold_eos_back, let_eos_through
 from minigpt.modeling_minigpt.modeling_minigpt import MiniGPTForCausalLM

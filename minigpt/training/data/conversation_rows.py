@@ -1,5 +1,6 @@
-"""One conversation, read from a row in any of the forms in which people keep conversations."""
+"""Conversations, and how a row in any of the usual forms becomes one."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +48,30 @@ class Conversation:
     def trained_answers(self) -> list[int]:
         """Places of the assistant turns that are trained on."""
         return [place for place in self.answers if place >= self.num_given and place not in self.ignored]
+
+
+@dataclass(frozen=True)
+class Conversations:
+    """All conversations of a source.
+
+    Attributes:
+        name: A file's name or a dataset's id.
+        num_bytes: Size of the rows as JSON lines, a file's own size.
+        sha256: Hash of the rows as JSON lines, a file's own.
+        rows: In order.
+    """
+
+    name: str
+    num_bytes: int
+    sha256: str
+    rows: tuple[Conversation, ...]
+
+    @property
+    def notice(self) -> str | None:
+        """One line that counts the rows that were converted from another form, None if there are none."""
+        forms = Counter(row.converted_from for row in self.rows if row.converted_from)
+        counts = " and ".join(f"{number:,} {form}" for form, number in sorted(forms.items()))
+        return f"{self.name}: converted {counts} of {len(self.rows):,} rows to messages." if forms else None
 
 
 @dataclass(frozen=True)

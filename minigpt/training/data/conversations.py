@@ -4,41 +4,16 @@ import codecs
 import csv
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from minigpt.errors import CorpusError
 from minigpt.hub.json_files import parse_json
-from minigpt.training.data.conversation_rows import FORMS, Conversation, parse_row
+from minigpt.training.data.conversation_rows import FORMS, Conversations, parse_row
+from minigpt.training.data.plays_task import plays_conversations
 
 _SOURCES = "a JSON, CSV or Parquet file, the id of a dataset on the Hub, or plays"
-
-
-@dataclass(frozen=True)
-class Conversations:
-    """All rows of a source, and what is known of it.
-
-    Attributes:
-        name: A file's name or a dataset's id.
-        num_bytes: Size of the rows as JSON lines, a file's own size.
-        sha256: Hash of the rows as JSON lines, a file's own.
-        rows: In order.
-    """
-
-    name: str
-    num_bytes: int
-    sha256: str
-    rows: tuple[Conversation, ...]
-
-    @property
-    def notice(self) -> str | None:
-        """One line that counts the rows that were converted from another form, None if there are none."""
-        forms = Counter(row.converted_from for row in self.rows if row.converted_from)
-        counts = " and ".join(f"{number:,} {form}" for form, number in sorted(forms.items()))
-        return f"{self.name}: converted {counts} of {len(self.rows):,} rows to messages." if forms else None
 
 
 def load_conversations(source: Any) -> Conversations:
@@ -52,8 +27,6 @@ def load_conversations(source: Any) -> Conversations:
     if not isinstance(source, str | Path):
         raise CorpusError(f"conversations come from one source, got {source!r}; give {_SOURCES}.")
     if source == "plays":
-        from minigpt.training.data.plays_task import plays_conversations
-
         return plays_conversations()
     path = Path(source).expanduser()
     if path.is_file():

@@ -11,8 +11,7 @@ from jinja2 import TemplateError
 from minigpt.errors import UsageError
 from minigpt.tokenization.text_forms import convert, suggest_option
 from minigpt.training.data.batches import IGNORED
-from minigpt.training.data.conversation_rows import Conversation
-from minigpt.training.data.conversations import Conversations
+from minigpt.training.data.conversation_rows import Conversation, Conversations
 from minigpt.training.data.round_trip import describe_loss
 from minigpt.training.data.text_files import CorpusError
 

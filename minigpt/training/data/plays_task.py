@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 
-from minigpt.training.data.conversation_rows import Conversation
-from minigpt.training.data.conversations import Conversations
+from minigpt.training.data.conversation_rows import Conversation, Conversations
 from minigpt.training.data.corpus import PLAYS
 
 SPEAK = (

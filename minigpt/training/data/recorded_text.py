@@ -5,8 +5,8 @@ from typing import Any
 
 from huggingface_hub import hf_hub_download
 
+from minigpt.hub.hub_lookup import hub_has
 from minigpt.hub.json_files import read_object
-from minigpt.hub.loading import hub_has
 from minigpt.training.checkpoints import SETTINGS
 from minigpt.training.data.read_settings import ReadSettings
 
