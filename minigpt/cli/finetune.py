@@ -17,6 +17,7 @@ from minigpt.cli.options import (
     pop_split,
     training_parser,
 )
+from minigpt.cli.quiet import quiet_libraries
 from minigpt.training.data.corpus import SplitSettings
 from minigpt.training.data.read_settings import ReadSettings
 from minigpt.training.finetune import finetune
@@ -70,17 +71,14 @@ class FinetuneCommand:
     training: dict[str, Any] = field(default_factory=dict)
 
 
-def main_finetune(argv: Sequence[str] | None = None) -> None:
-    """`minigpt finetune`.
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run `minigpt finetune`.
 
     Raises:
-        SystemExit: 2 if it was asked wrongly, 130 if it was stopped by Ctrl-C, 143 by SIGTERM.
-        UsageError: An argument has an impossible value; the message is one sentence.
-        ValueError: It could not be done, likewise.
-        FloatingPointError: The training has diverged.
+        SystemExit: 2 for a usage error, 130 after Ctrl-C, 143 after SIGTERM.
     """
     command = parse_finetune_command(argv)
-    with exit_if_interrupted():
+    with quiet_libraries(), exit_if_interrupted():
         finetune(**vars(command))
 
 
@@ -134,8 +132,8 @@ def build_parser(show_all: bool = False) -> argparse.ArgumentParser:
         "minigpt finetune MODEL [--data TEXT ...] [--lora] [--load_in_4bit] [--sft] [options]",
         show_all=show_all,
         said={
-            "output_dir": "folder for the checkpoints and the model (default: runs/MODEL-finetuned, -lora, -sft or "
-            "-sft-lora)",
+            "output_dir": "folder for the checkpoints and the model, -o for short (default: runs/MODEL-finetuned, "
+            "-lora, -sft or -sft-lora)",
             "seed": "for the crops and the dropout (default: 42)",
         },
     )

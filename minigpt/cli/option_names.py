@@ -49,8 +49,7 @@ _KNOWN_AS = {
     "--data": "train_file train_data train_data_file train_files data_path data_file data_files data_dir dataset "
     "dataset_name dataset_dir dataset_path datasets corpus text text_file text_path input input_file input_path file "
     "files eval_file eval_data",
-    "--output_dir": "out_dir output output_path output_folder outdir out save_dir save_path model_dir",
-    "--output": "out_dir output_dir output_path output_folder outdir out outfile save_dir save_path",
+    "--output_dir": "out_dir output output_path output_folder outdir out outfile save_dir save_path model_dir",
     "--overwrite": "overwrite_output_dir force",
     "--device": "no_cuda cpu gpu gpus cuda use_gpu use_cuda mps",
     "--seed": "random_seed manual_seed rng_seed",

@@ -56,6 +56,7 @@ def training_parser(
     ours = {own.name for own in fields(MiniGPTTrainingArguments)} - {stock.name for stock in fields(TrainingArguments)}
     for action in parser._actions:
         _tidy(action, shown=show_all or action.dest in ours or action.dest in shown, said=shown)
+    parser.add_argument("-o", dest="output_dir", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     parser.add_argument(
         "--help_all",
         action="store_true",

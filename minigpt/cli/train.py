@@ -72,14 +72,11 @@ class TrainCommand:
     training: dict[str, Any] = field(default_factory=dict)
 
 
-def main_train(argv: Sequence[str] | None = None) -> None:
-    """`minigpt train`.
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run `minigpt train`.
 
     Raises:
-        SystemExit: 2 if it was asked wrongly, 130 if it was stopped by Ctrl-C, 143 by SIGTERM.
-        UsageError: An argument has an impossible value; the message is one sentence.
-        ValueError: It could not be done, likewise.
-        FloatingPointError: The training has diverged.
+        SystemExit: 2 for a usage error, 130 after Ctrl-C, 143 after SIGTERM.
     """
     command = parse_train_command(argv)
     with exit_if_interrupted():
@@ -121,7 +118,7 @@ def build_parser(show_all: bool = False) -> argparse.ArgumentParser:
         "Train a model on a text and save it, ready for AutoModelForCausalLM.",
         "minigpt train [--preset NAME] [--data TEXT ...] [options]",
         show_all=show_all,
-        said={"output_dir": "folder for the checkpoints and the model (default: runs/PRESET)"},
+        said={"output_dir": "folder for the checkpoints and the model, -o for short (default: runs/PRESET)"},
     )
     add = functools.partial(parser.add_argument, default=argparse.SUPPRESS)
     add("--preset", metavar="NAME", help=f"{', '.join(PRESETS)} (default: seed)")

@@ -14,7 +14,7 @@ from minigpt.hub.file_names import CARD, written_files
 from minigpt.hub.run_lock import LOCK, refuse_running
 
 
-def check_path(folder: Path, option: str = "--output") -> Path:
+def check_path(folder: Path, option: str = "--output_dir") -> Path:
     """Refuses a folder that holds more than a model, or that cannot be moved.
 
     Args:
@@ -54,9 +54,9 @@ def check_output(output: Path, *, overwrite: bool = False) -> Path:
     if folder.is_dir():
         if not overwrite and any(path.name != LOCK for path in folder.iterdir()):
             raise UsageError(
-                f"{output} already holds something; replace the model in it with --overwrite, or name another --output."
+                f"{output} already holds something; replace its model with --overwrite, or name another --output_dir."
             )
-        refuse_running(folder, "name another --output")
+        refuse_running(folder, "name another --output_dir")
     return folder
 
 
@@ -87,7 +87,9 @@ def staged_folder(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
         # Beside it, so that the last step is a rename on one file system.
         staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-unfinished-", dir=folder.parent))
     except OSError as error:
-        raise UsageError(f"{output} cannot be written ({error.strerror or error}); name another --output.") from error
+        raise UsageError(
+            f"{output} cannot be written ({error.strerror or error}); name another --output_dir."
+        ) from error
     try:
         with plain_save_errors(output, lambda: "make room on that disk, and run the same command again"):
             staging.chmod(0o755)  # mkdtemp makes folders for their owner alone

@@ -349,3 +349,13 @@ def test_hyphens_do_for_underscores(trained: Path, capsys: pytest.CaptureFixture
     assert texts[0] == texts[1] == texts[2]
     assert main([*asked, "--no-such-option"]) == 2
     assert "--no_such_option" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("spelling", ["-o", "--output_dir", "--output-dir"])
+@pytest.mark.parametrize("command", ["import ../weights.pt", "export model --to gpt2", "train", "finetune model"])
+def test_every_command_that_writes_a_folder_calls_it_output_dir(command, spelling, tmp_path, monkeypatch, capsys):
+    (tmp_path / "weights.pt").touch()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert main([*command.split(), spelling, "."]) == 2
+    assert capsys.readouterr().err.startswith("minigpt: --output_dir . is or holds the current folder; ")

@@ -45,7 +45,7 @@ def said(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         (["push", "m", "r", "--message", "x"], "use --commit_message."),
         # argparse would miss --to first, and --data would take the name.
         (["export", "m", "--format", "onnx"], "use --to."),
-        (["import", "m", "--output_dir", "x"], "use --output."),
+        (["import", "m", "--output", "x"], "use --output_dir."),
         (["train", "--max_step=3"], "did you mean --max_steps?"),
         (["generate", "m", "--promt", "x"], "did you mean --prompt?"),
     ],

@@ -300,9 +300,9 @@ def test_the_model_that_an_adapter_is_for_is_never_replaced(
 ) -> None:
     weights = (base / "model.safetensors").read_bytes()
     for to in ("merged", "gpt2"):
-        assert main(["export", str(adapter), "--to", to, "--output", str(base), "--overwrite"]) == 2
+        assert main(["export", str(adapter), "--to", to, "--output_dir", str(base), "--overwrite"]) == 2
         assert capsys.readouterr().err.endswith(
-            f"minigpt: {base} holds the model that {adapter} is an adapter for; name another --output.\n"
+            f"minigpt: {base} holds the model that {adapter} is an adapter for; name another --output_dir.\n"
         )
     assert (base / "model.safetensors").read_bytes() == weights
 

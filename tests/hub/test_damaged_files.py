@@ -67,10 +67,10 @@ def command(name: str, root: Path) -> list[str]:
         "generate": ["generate", run, "--max_new_tokens", "3"],
         "chat": ["chat", run],
         "eval": ["eval", run, "--data", text],
-        "export": ["export", run, "--to", "torch", "--output", out],
+        "export": ["export", run, "--to", "torch", "--output_dir", out],
         "finetune": ["finetune", run, "--data", text, "--output_dir", out, "--max_steps", "1", "--device", "cpu"],
         "push": ["push", run, "tester/model"],
-        "import": ["import", str(root / "stock"), "--output", out],
+        "import": ["import", str(root / "stock"), "--output_dir", out],
         "resume": ["train", "--data", text, "--output_dir", run, *TRAINING, *resumed],
         "sft": ["finetune", run, "--data", str(root / "talk.jsonl"), "--sft", "--output_dir", out, "--device", "cpu"],
     }[name]
@@ -181,9 +181,7 @@ def test_a_damaged_line_of_conversations_is_named_by_its_number(
     assert "talk.jsonl, line 2 " in refuses("sft", copied, file, capsys)
 
 
-@pytest.mark.parametrize(
-    "option", ["model", "--data", "--output", "--meta", "--output_dir", "--resume_from_checkpoint"]
-)
+@pytest.mark.parametrize("option", ["model", "--data", "-o", "--meta", "--output_dir", "--resume_from_checkpoint"])
 @pytest.mark.parametrize("path", ["nu\0l", "x" * 300], ids=["NUL", "300 characters"])
 def test_a_path_that_no_file_can_have_is_one_sentence(
     option: str, path: str, copied: Path, capsys: pytest.CaptureFixture[str]
@@ -192,7 +190,7 @@ def test_a_path_that_no_file_can_have_is_one_sentence(
     argv = {
         "model": ["generate", path],
         "--data": ["eval", run, "--data", path],
-        "--output": ["export", run, "--to", "torch", "--output", path],
+        "-o": ["export", run, "--to", "torch", "-o", path],
         "--meta": ["import", text, "--meta", path],
         "--output_dir": ["train", "--data", text, "--output_dir", path, "--device", "cpu"],
         "--resume_from_checkpoint": ["train", "--data", text, "--resume_from_checkpoint", path, "--device", "cpu"],

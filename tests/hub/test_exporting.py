@@ -204,7 +204,7 @@ def test_what_is_there_is_replaced_only_when_asked(trained: Path, capsys: pytest
 
 def test_the_model_itself_is_never_replaced(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for output in (trained, trained.parent, trained / "..", trained / ".." / "mine"):
-        assert main(["export", str(trained), "--to", "gpt2", "--output", str(output), "--overwrite"]) == 2
+        assert main(["export", str(trained), "--to", "gpt2", "--output_dir", str(output), "--overwrite"]) == 2
         assert "holds the model itself" in capsys.readouterr().err
     assert (trained / "model.safetensors").is_file()
 

@@ -112,8 +112,8 @@ def test_a_missing_extra_is_one_sentence_that_says_what_to_install() -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        ["import", "weights.pt", "--output"],
-        ["export", "model", "--to", "gpt2", "--output"],
+        ["import", "weights.pt", "--output_dir"],
+        ["export", "model", "--to", "gpt2", "--output_dir"],
         ["train", "--data", "input.txt", "--max_steps", "1", "--device", "cpu", "--output_dir"],
         ["finetune", "model", "--data", "input.txt", "--max_steps", "1", "--device", "cpu", "--output_dir"],
     ],
@@ -135,7 +135,7 @@ def test_no_command_takes_the_current_folder_or_one_above_it(
     before = files_in(tmp_path)
     assert main([*command, output, "--overwrite"]) == 2
     assert re.fullmatch(
-        r"minigpt: --output(_dir)? \S+ is or holds the current folder; name a folder of the model's own\.\n",
+        r"minigpt: --output_dir \S+ is or holds the current folder; name a folder of the model's own\.\n",
         capsys.readouterr().err,
     )
     assert files_in(tmp_path) == before

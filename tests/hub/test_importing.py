@@ -446,7 +446,7 @@ def test_what_is_read_is_never_replaced_by_what_is_made_of_it(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     meta = save_meta(tmp_path / "vocabulary" / "meta.pkl")
-    with pytest.raises(UsageError, match=rf"^{output} holds \S+ itself; name another --output"):
+    with pytest.raises(UsageError, match=rf"^{output} holds \S+ itself; name another --output_dir"):
         import_model(checkpoint, output, meta=meta, overwrite=True)
     assert checkpoint.is_file()
     assert meta.is_file()
@@ -549,5 +549,5 @@ def test_an_empty_name_is_not_the_current_folder(
 
 def test_a_vocabulary_named_as_a_checkpoint_is_one_sentence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     meta = save_meta(tmp_path / "meta.pkl")
-    assert main(["import", str(meta), "--output", str(tmp_path / "model")]) == 2
+    assert main(["import", str(meta), "--output_dir", str(tmp_path / "model")]) == 2
     assert capfd.readouterr().err == f"minigpt: {meta} is a vocabulary; name the checkpoint, and this with --meta.\n"

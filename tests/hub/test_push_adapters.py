@@ -155,7 +155,7 @@ def test_the_card_of_a_merged_adapter_says_what_it_was_trained_on(
     local = model_card(tmp_path / "adapter-merged")
     assert "beginning with `base`, by a LoRA adapter that has been merged into its weights." in local.text
     assert main(["push", str(adapter), "tester/adapter", "--base", base]) == 0
-    assert main(["export", "tester/adapter", "--to", "merged", "--output", str(tmp_path / "merged")]) == 0
+    assert main(["export", "tester/adapter", "--to", "merged", "--output_dir", str(tmp_path / "merged")]) == 0
     assert main(["push", str(tmp_path / "merged"), TUNED]) == 0
     card, run = ModelCard.load(TUNED), json.loads((adapter / "run.json").read_text(encoding="utf-8"))
     size = sum(weight.numel() for weight in load_file(runs / "base" / "model.safetensors").values())

@@ -76,7 +76,7 @@ def test_a_second_run_is_refused_before_it_reads_anything(
 
 
 def test_the_folder_of_a_living_run_is_not_replaced(held: Path) -> None:
-    with pytest.raises(FolderInUse, match=r"a run is writing to .*; name another --output"):
+    with pytest.raises(FolderInUse, match=r"a run is writing to .*; name another --output_dir"):
         check_output(held, overwrite=True)
 
 

@@ -90,7 +90,7 @@ def test_an_imported_model_keeps_spaces_whatever_its_tokenizer_said(says: dict[s
     GPT2LMHeadModel(GPT2Config(**sizes, **ids)).save_pretrained(tmp_path / "gpt2")
     tokenizer.save_pretrained(tmp_path / "gpt2")
     assert not forbids(tmp_path / "gpt2")
-    assert main(["import", str(tmp_path / "gpt2"), "--output", str(tmp_path / "mine")]) == 0
+    assert main(["import", str(tmp_path / "gpt2"), "--output_dir", str(tmp_path / "mine")]) == 0
     assert forbids(tmp_path / "mine")
 
 

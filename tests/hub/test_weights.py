@@ -136,7 +136,7 @@ def commands(model: Path, folder: Path) -> dict[str, list[str]]:
         "generate": ["generate", str(model), "--max_new_tokens", "3"],
         "chat": ["chat", str(model)],
         "eval": ["eval", str(model), "--data", str(text)],
-        "export": ["export", str(model), "--to", "torch", "--output", str(folder / "out")],
+        "export": ["export", str(model), "--to", "torch", "--output_dir", str(folder / "out")],
         "finetune": [
             *("finetune", str(model), "--data", str(text), "--output_dir", str(folder / "out")),
             *("--max_steps", "1", "--device", "cpu"),

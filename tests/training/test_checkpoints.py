@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
-from minigpt.cli.train import main_train
+from minigpt.cli.train import main as main_train
 from minigpt.errors import CheckpointError, FolderInUse, SaveError, UsageError
 from minigpt.hub.run_lock import LOCK
 from minigpt.modeling_minigpt.modeling_minigpt import MiniGPTForCausalLM
@@ -467,7 +467,7 @@ DIES_WHILE_SAVING = """
 import os, signal, sys
 import torch
 from minigpt.training.checksums import CHECKSUMS, write_checksums
-from minigpt.cli.train import main_train
+from minigpt.cli.train import main as main_train
 files_left = int(sys.argv.pop(1))
 save = torch.save
 def save_and_die(value, file, *args, **kwargs):
@@ -479,7 +479,7 @@ def save_and_die(value, file, *args, **kwargs):
 torch.save = save_and_die
 main_train(sys.argv[1:])
 """
-JUST_TRAINS = "import sys; from minigpt.cli.train import main_train; main_train(sys.argv[1:])"
+JUST_TRAINS = "import sys; from minigpt.cli.train import main as main_train; main_train(sys.argv[1:])"
 
 needs_sigkill = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
 

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from minigpt.cli import main
-from minigpt.cli.finetune import main_finetune
+from minigpt.cli.finetune import main as main_finetune
 from minigpt.hub.adapter_folders import base_sha256
 from minigpt.hub.publishing.push import push_folder
 from minigpt.tokenization.tokenization_minigpt import MiniGPTTokenizer

@@ -197,7 +197,7 @@ def test_an_export_that_never_ends_its_text_learns_to(rows, tmp_path) -> None:
     model.generation_config = lecture_generation_config(tokenizer.all_special_ids, **ids)
     for part in (model, tokenizer):
         part.save_pretrained(tmp_path / "run")
-    assert main(["export", str(tmp_path / "run"), "--to", "gpt2", "--output", str(tmp_path / "gpt2")]) == 0
+    assert main(["export", str(tmp_path / "run"), "--to", "gpt2", "--output_dir", str(tmp_path / "gpt2")]) == 0
     command = ["finetune", str(tmp_path / "gpt2"), "--sft", "--data", write(tmp_path, *rows), *FEW]
     command += ["--max_steps", "200", "--eval_interval", "200", "--learning_rate", "3e-3"]
     assert main([*command, "--output_dir", str(tmp_path / "out")]) == 0

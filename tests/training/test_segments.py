@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from minigpt.cli.train import main_train
+from minigpt.cli.train import main as main_train
 from minigpt.errors import UsageError
 from minigpt.training.segments import SEGMENTS
 from minigpt.training.train import train

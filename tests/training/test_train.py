@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from minigpt.cli import main
-from minigpt.cli.train import main_train
+from minigpt.cli.train import main as main_train
 from minigpt.modeling_minigpt.configuration_minigpt import MiniGPTConfig
 from minigpt.modeling_minigpt.modeling_minigpt import MiniGPTForCausalLM
 from minigpt.training import output_folder

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from minigpt.cli import main
-from minigpt.cli.train import main_train
+from minigpt.cli.train import main as main_train
 from minigpt.errors import TrainingInterrupted
 from minigpt.training.checkpoints import all_checkpoints, checkpoint_fault
 from minigpt.training.data.batches import RandomCrops, blocks
@@ -326,7 +326,7 @@ TWO_PROCESSES = [sys.executable, "-m", "torch.distributed.run", "--standalone", 
 @pytest.mark.skipif(sys.platform == "win32", reason="gloo is not part of torch on Windows")
 def test_two_processes_train_as_one_with_twice_the_batch_and_resume(options, tmp_path):
     script = tmp_path / "train.py"
-    script.write_text("import sys\nfrom minigpt.cli.train import main_train\nmain_train(sys.argv[1:])\n", "utf-8")
+    script.write_text("import sys\nfrom minigpt.cli.train import main\nmain(sys.argv[1:])\n", "utf-8")
     two = [*TWO_PROCESSES, str(script), *options, "--dropout", "0", "--ddp_backend", "gloo", "--logging_steps", "3"]
     two += ["--save_steps", "4", "--save_total_limit", "9"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

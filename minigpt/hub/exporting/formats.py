@@ -94,12 +94,12 @@ def _refuse_what_is_no_adapter(source: str | Path) -> None:
 def _refuse_to_replace(source: str | Path, output: Path) -> None:
     model = Path(source).resolve()
     if Path(source).is_dir() and output.resolve() in (model, *model.parents):
-        raise UsageError(f"{output} holds the model itself; name another --output.")
+        raise UsageError(f"{output} holds the model itself; name another --output_dir.")
     if (Path(source) / CONFIG).is_file():
         base = base_of(Path(source))
         whole = Path(base.name).resolve()
         if base.is_folder and output.resolve() in (whole, *whole.parents):
-            raise UsageError(f"{output} holds the model that {source} is an adapter for; name another --output.")
+            raise UsageError(f"{output} holds the model that {source} is an adapter for; name another --output_dir.")
 
 
 def _carry_run_over(adapter: str | Path, folder: Path) -> None:

@@ -103,7 +103,7 @@ def import_model(
     for given in (path, meta, text, tokenizer):
         at = None if given is None else Path(given).expanduser()
         if at is not None and at.exists() and at.resolve().is_relative_to(folder.resolve()):
-            raise UsageError(f"{folder} holds {given} itself; name another --output.")
+            raise UsageError(f"{folder} holds {given} itself; name another --output_dir.")
     check_output(folder, overwrite=overwrite)
     unsaid = {"n_head": n_head, "hidden_act": hidden_act, "attention_scale": attention_scale}
     if file is None:

@@ -141,7 +141,7 @@ def test_an_imported_models_text_is_scored_with_the_option_that_is_named(capsys)
     text = COMPOSED * 10
     write("win.txt", text.replace("\n", "\r\n"))
     torch.save({"token_embedding_table.weight": torch.zeros(len(set(text)), len(set(text)))}, "bigram.pt")
-    assert main(["import", "bigram.pt", "--text", "win.txt", "--output", "imported"]) == 0
+    assert main(["import", "bigram.pt", "--text", "win.txt", "--output_dir", "imported"]) == 0
     capsys.readouterr()
     evaluate = ["eval", "imported", "--data", "win.txt", "--device", "cpu"]
     assert main(evaluate) == 2
